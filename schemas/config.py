@@ -1,0 +1,291 @@
+"""The configuration of a run: one frozen pydantic model, a section a stage.
+
+A TOML file has the same shape, a section a stage; `--set section.key=value` changes one value.
+Unknown keys and impossible values are refused by name before anything runs.
+"""
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from schemas.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProblemsConfig(Section):
+    """Where training problems come from."""
+
+    path: str | None = None
+    """JSONL or Parquet file, or Hugging Face dataset folder; null for the embedded families."""
+    problem_field: str = "problem"
+    answer_field: str = "answer"
+    id_field: str | None = "id"
+    """Field of the identifier; rows without one are named by their position."""
+    levels: tuple[int, ...] = Field((1, 2, 3), min_length=1)
+    """Embedded families: numbers of chained steps of a problem, drawn evenly."""
+
+
+class PolicyConfig(Section):
+    """The policy that is trained."""
+
+    path: str | None = None
+    """Hugging Face folder with model and tokenizer; null for the embedded tiny policy."""
+    hidden_size: int = Field(96, ge=8)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    feed_forward_size: int = Field(256, ge=8)
+    vocabulary_size: int = Field(512, ge=300)
+    max_context_tokens: int = Field(512, ge=32)
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden(self) -> "PolicyConfig":
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError("hidden_size must be a multiple of twice the heads")
+        return self
+
+
+class ColdStartConfig(Section):
+    """Supervised start of the policy on imperfect demonstrations."""
+
+    demonstrations: int = Field(12_800, ge=1)
+    steps: int = Field(800, ge=0)
+    """Optimiser steps; 0 leaves the policy as it is."""
+    batch_size: int = Field(16, ge=1)
+    muon_learning_rate: float = Field(0.012, gt=0)
+    """Peak rate of Muon, which trains the matrices of the blocks."""
+    adamw_learning_rate: float = Field(3e-3, gt=0)
+    """Peak rate of AdamW, which trains embeddings and norms."""
+    warmup_steps: int = Field(20, ge=0)
+
+
+class RolloutConfig(Section):
+    """Sampling of trajectories."""
+
+    prompts: int = Field(32, ge=1)
+    """Groups of an iteration."""
+    samples: int = Field(8, ge=1)
+    """Trajectories of a group."""
+    shards: int = Field(2, ge=1)
+    """Parts of whole groups that run beside each other."""
+    max_turns: int = Field(5, ge=1)
+    """Turns of a trajectory, the answering one included."""
+    max_turn_tokens: int = Field(130, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    """0 samples greedily."""
+
+
+class ExecutionConfig(Section):
+    """Isolation and limits of one snippet."""
+
+    backend: Literal["namespaces", "unsafe_local"] = "namespaces"
+    """`unsafe_local` runs code without isolation; only for code that you trust."""
+    workers: int = Field(2, ge=1)
+    wall_time_s: float = Field(5.0, gt=0)
+    cpu_time_s: int = Field(5, ge=1)
+    memory_mib: int = Field(512, ge=64)
+    output_kib: int = Field(64, ge=1)
+    file_size_mib: int = Field(16, ge=0)
+    threads: int = Field(32, ge=1)
+    """Threads and processes that one snippet may have, itself included."""
+    observation_chars: int = Field(256, ge=16)
+    """Longest observation shown to the policy; the middle of a longer one is cut out."""
+
+
+class TurnRewardsConfig(Section):
+    """Turn reward of GTPO: accuracy on the last turn, penalties of form."""
+
+    invalid_call_penalty: float = Field(-0.1, le=0)
+    no_tool_penalty: float = Field(-0.1, le=0)
+    syntax_error_is_invalid: bool = True
+    """Whether code that is no Python counts as an invalid call (open in the paper)."""
+    grading_time_s: float = Field(5.0, gt=0)
+
+
+class SimilarityConfig(Section):
+    """Partial reward for wrong trajectories whose code resembles that of right ones."""
+
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Largest shaped accuracy; 0 switches shaping off."""
+    measure: Literal["edit", "ngram"] = "edit"
+    """Normalised edit similarity on code tokens, or cosine of token n-gram counts."""
+    ngram: int = Field(3, ge=1)
+    aggregate: Literal["mean", "max"] = "mean"
+    """Over the right peers; the paper takes the mean."""
+
+
+class AdvantagesConfig(Section):
+    """Credit of a turn."""
+
+    estimator: Literal["gtpo", "grpo"] = "gtpo"
+    gamma: float = Field(0.9, ge=0, le=1)
+    normalise: Literal["group", "batch", "turn_index"] = "group"
+    """Set over which GTPO takes mean and standard deviation of the returns."""
+    groups_without_outcome_variance: Literal["drop", "keep"] = "drop"
+    """Groups that are all right or all wrong: the paper does not say; noise if kept."""
+
+
+class OptimisationConfig(Section):
+    """Clipped policy update."""
+
+    learning_rate: float = Field(2.5e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    minibatches: int = Field(2, ge=1)
+    """Optimiser steps of an iteration."""
+    micro_batch_tokens: int = Field(16_384, ge=1)
+    """Tokens of one forward pass, padding included."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.28, gt=0)
+    gradient_clip: float = Field(1.0, gt=0)
+
+
+class EvaluationConfig(Section):
+    """Evaluation on held-out problems."""
+
+    every: int = Field(5, ge=1)
+    """Iterations between evaluations; the first and the last policy are always evaluated."""
+    problems: int = Field(64, ge=1)
+    samples: int = Field(4, ge=1)
+    """Samples a problem, k of avg@k."""
+    shards: int = Field(2, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    path: str | None = None
+    """Held-out problems as in `problems.path`; null for the embedded held-out problems."""
+
+
+class ComputeConfig(Section):
+    """Use of the machine."""
+
+    threads: int = Field(2, ge=1)
+    """Threads of torch. Results repeat bit for bit only with equal threads."""
+    device: str = "cpu"
+    """Torch device of the embedded engine and of the optimiser."""
+
+
+class RunConfig(Section):
+    """Everything that decides what a run computes."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    iterations: int = Field(20, ge=0)
+    problems: ProblemsConfig = ProblemsConfig()
+    policy: PolicyConfig = PolicyConfig()
+    cold_start: ColdStartConfig = ColdStartConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    turn_rewards: TurnRewardsConfig = TurnRewardsConfig()
+    similarity: SimilarityConfig = SimilarityConfig()
+    advantages: AdvantagesConfig = AdvantagesConfig()
+    optimisation: OptimisationConfig = OptimisationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _own_problems_need_held_out_ones(self) -> "RunConfig":
+        if self.problems.path is not None and self.evaluation.path is None:
+            raise ValueError(
+                "evaluation.path: problems.path is set, so held-out problems need a path too"
+            )
+        return self
+
+
+def parse_config(
+    toml_text: str = "", overrides: Iterable[str] = (), *, section: str | None = None
+) -> RunConfig:
+    """Builds a run's configuration from TOML text and `key=value` overrides.
+
+    Args:
+        toml_text: Content of a TOML file; empty for the defaults.
+        overrides: `section.key=value` each; values are read as TOML, and as a bare string
+            where they are no TOML.
+        section: Where given, a key without a dot that this section has belongs to it.
+
+    Raises:
+        ConfigError: On malformed TOML, unknown keys and impossible values, naming each.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(toml_text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config is not valid TOML: {error}") from error
+    return _validated(_with_overrides(values, overrides, section))
+
+
+def override_config(
+    config: RunConfig, overrides: Iterable[str], *, section: str | None = None
+) -> RunConfig:
+    """Returns the configuration with `key=value` overrides; see `parse_config`."""
+    return _validated(_with_overrides(config.model_dump(mode="json"), overrides, section))
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Returns the dotted keys whose values differ, each with the old and the new value."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return {k: (before[k], after[k]) for k in before if before[k] != after[k]}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _with_overrides(
+    values: dict[str, Any], overrides: Iterable[str], section: str | None
+) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {override}: write it as section.key=value")
+        path = _resolve(key.strip(), section)
+        target = values
+        for part in path[:-1]:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {override}: {part} is no section")
+        target[path[-1]] = _read_value(text.strip())
+    return values
+
+
+def _resolve(key: str, section: str | None) -> list[str]:
+    if section is not None and "." not in key:
+        model = RunConfig.model_fields[section].annotation
+        if model is not None and key in model.model_fields:
+            return [section, key]
+    return key.split(".")
+
+
+def _read_value(text: str) -> Any:
+    if text in ("null", "none"):
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _validated(values: dict[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_one_line(e) for e in error.errors())) from error
+
+
+def _one_line(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"config key {key} is unknown; `turnledger train --help` names the sections"
+    if not key:
+        return str(error["msg"]).removeprefix("Value error, ")
+    given = json.dumps(error["input"], default=str)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"config key {key}: {message[:1].lower() + message[1:]}, got {given[:80]}"

@@ -1,0 +1,25 @@
+"""Errors that a person can mend: one line that names the thing and says what to do."""
+
+
+class TurnledgerError(Exception):
+    """Base of every error whose message is meant for the user, shown without a traceback."""
+
+
+class ConfigError(TurnledgerError):
+    """A configuration key or value that cannot be used."""
+
+
+class ProblemFileError(TurnledgerError):
+    """A problem source that is missing, empty or unreadable."""
+
+
+class StoreError(TurnledgerError):
+    """A store, run or table that is missing, damaged, too new or cannot be written."""
+
+
+class PolicyError(TurnledgerError):
+    """A policy folder that is missing or holds no causal language model and tokenizer."""
+
+
+class ExecutorError(TurnledgerError):
+    """Code execution that cannot be isolated on this machine or failed as a whole."""

@@ -1,0 +1,339 @@
+"""What a row is: one dataframely schema a table, with its grain, key and column meanings.
+
+Every table carries the part of the key (task_id, sample_index, turn_index) that its grain
+needs. `run`, `iteration`, `split` and `shard` are not columns of the files: they are hive
+partitions of the path, so that one stored file can serve several runs. Null means "does not
+apply" or "not known" and is never a stand-in for zero.
+
+Each column carries its meaning in its metadata; the page on tables is made of them.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import dataframely as dy
+import polars as pl
+
+GROUP_KEY = ("task_id",)
+TRAJECTORY_KEY = ("task_id", "sample_index")
+TURN_KEY = ("task_id", "sample_index", "turn_index")
+
+
+class FinishReason(StrEnum):
+    """Why generation of a turn stopped."""
+
+    CODE = "code"
+    """A tool call was closed; an execution follows."""
+    ANSWER = "answer"
+    """A final answer was closed; the trajectory ends."""
+    END = "end"
+    """The policy ended its turn with neither call nor answer; the trajectory ends."""
+    LENGTH = "length"
+    """The token limit of the turn was reached; the trajectory ends."""
+    CONTEXT = "context"
+    """The context was full before the turn could start or finish; the trajectory ends."""
+
+
+class ParseError(StrEnum):
+    """What is wrong with a turn's tool call or answer."""
+
+    UNCLOSED_CODE = "unclosed_code"
+    EMPTY_CODE = "empty_code"
+    SYNTAX_ERROR = "syntax_error"
+    """The code is no Python; it is executed all the same, so that the policy sees the error."""
+    UNCLOSED_ANSWER = "unclosed_answer"
+
+
+class ExecutionStatus(StrEnum):
+    """What happened to a snippet, decided by the parent process and never by its output."""
+
+    OK = "ok"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    OUTPUT_LIMIT = "output_limit"
+    REFUSED = "refused"
+    INFRASTRUCTURE = "infrastructure"
+    """The machine failed, not the snippet: never scored as a wrong answer."""
+
+
+class Verdict(StrEnum):
+    """Outcome of comparing a final answer with the gold answer."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"
+    TIMEOUT = "timeout"
+    """The comparison itself did not end in time; counted as wrong, and told apart."""
+
+
+class Shaping(StrEnum):
+    """What similarity shaping did to a trajectory."""
+
+    RIGHT = "right"
+    """Right already: accuracy stays 1."""
+    SHAPED = "shaped"
+    """Wrong with code, and the group has right peers with code."""
+    NO_PEERS = "no_peers"
+    """No right trajectory with code in the group: nothing to resemble."""
+    NO_CODE = "no_code"
+    """The trajectory holds no code."""
+    EXCLUDED = "excluded"
+    """The trajectory was left out before."""
+
+
+class Excluded(StrEnum):
+    """Why a turn is left out of the update. Such turns stay in the tables."""
+
+    INFRASTRUCTURE = "infrastructure"
+    """An execution of the trajectory failed for reasons outside the policy."""
+    ZERO_OUTCOME_VARIANCE = "zero_outcome_variance"
+    """All trajectories of the group are right, or all are wrong, and such groups are dropped."""
+    ZERO_RETURN_VARIANCE = "zero_return_variance"
+    """All returns of the normalisation set are equal: there is nothing to learn from."""
+
+
+def _category(values: type[StrEnum], doc: str, *, nullable: bool = False) -> dy.Enum:
+    return dy.Enum([v.value for v in values], nullable=nullable, metadata={"doc": doc})
+
+
+class Problems(dy.Schema):
+    """A problem set, one row a task, before any prompt is made of it."""
+
+    task_id = dy.String(primary_key=True, metadata={"doc": "Identifier, unique in the set."})
+    problem = dy.String(metadata={"doc": "Problem text shown to the policy."})
+    answer = dy.String(metadata={"doc": "Gold answer; never reaches the sandbox."})
+    source = dy.String(metadata={"doc": "Where the problem comes from: a family or a file."})
+    level = dy.Int32(nullable=True, metadata={"doc": "Difficulty as the source states it."})
+
+
+class Prompts(Problems):
+    """Grain: group. The problems of one iteration, with their prompts."""
+
+    prompt_token_ids = dy.List(
+        dy.Int32(),
+        min_length=1,
+        metadata={"doc": "[prompt_tokens] the prompt as the policy sees it."},
+    )
+
+
+class Turns(dy.Schema):
+    """Grain: turn. What the policy generated."""
+
+    task_id = dy.String(primary_key=True, metadata={"doc": "Group of the turn."})
+    sample_index = dy.Int32(
+        primary_key=True, min=0, metadata={"doc": "Trajectory within its group, from 0."}
+    )
+    turn_index = dy.Int32(
+        primary_key=True, min=0, metadata={"doc": "Turn within its trajectory, from 0."}
+    )
+    text = dy.String(metadata={"doc": "Generated text, control tags included."})
+    token_ids = dy.List(
+        dy.Int32(), metadata={"doc": "[turn_tokens] tokens as sampled; trained on as they are."}
+    )
+    logprobs = dy.List(
+        dy.Float32(),
+        metadata={"doc": "[turn_tokens] natural log-probability of each token when sampled."},
+    )
+    finish_reason = _category(FinishReason, "Why generation stopped.")
+    reasoning = dy.String(metadata={"doc": "Text before the tool call or answer."})
+    code = dy.String(nullable=True, metadata={"doc": "Code of the tool call; null without one."})
+    answer = dy.String(nullable=True, metadata={"doc": "Final answer; null without one."})
+    parse_error = _category(
+        ParseError, "What is wrong with the call or answer; null if nothing.", nullable=True
+    )
+    temperature = dy.Float32(
+        min=0, metadata={"doc": "Sampling temperature; 0 is greedy, with log-probabilities at 1."}
+    )
+    policy_version = dy.Int32(min=0, metadata={"doc": "Version of the policy that sampled."})
+    seed = dy.Int64(metadata={"doc": "Seed of the turn's random stream."})
+
+    @dy.rule()
+    def one_logprob_a_token(cls) -> pl.Expr:
+        """Every sampled token has its log-probability."""
+        return pl.col("token_ids").list.len() == pl.col("logprobs").list.len()
+
+
+class Executions(dy.Schema):
+    """Grain: turn with code. What running the code did."""
+
+    task_id = dy.String(primary_key=True, metadata={"doc": "Group of the turn."})
+    sample_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Trajectory in its group."})
+    turn_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Turn that held the code."})
+    status = _category(ExecutionStatus, "What happened, decided by the parent process.")
+    stdout = dy.String(metadata={"doc": "Standard output, cut at the output limit."})
+    stderr = dy.String(metadata={"doc": "Standard error, cut at the output limit."})
+    exit_code = dy.Int32(nullable=True, metadata={"doc": "Exit code; null when killed."})
+    wall_s = dy.Float64(nullable=True, metadata={"doc": "Wall time, seconds."})
+    cpu_s = dy.Float64(nullable=True, metadata={"doc": "User and system CPU time, seconds."})
+    observation = dy.String(metadata={"doc": "Text shown to the policy."})
+    observation_token_ids = dy.List(
+        dy.Int32(), metadata={"doc": "[observation_tokens] inserted tokens; carry no loss."}
+    )
+
+
+class TurnRewards(dy.Schema):
+    """Grain: turn. Every reward component in its own column, and their sum."""
+
+    task_id = dy.String(primary_key=True, metadata={"doc": "Group of the turn."})
+    sample_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Trajectory in its group."})
+    turn_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Turn in its trajectory."})
+    is_last = dy.Bool(metadata={"doc": "Whether the turn ends its trajectory."})
+    verdict = _category(Verdict, "Grading of the trajectory; null if excluded.", nullable=True)
+    accuracy = dy.Float64(
+        nullable=True,
+        metadata={"doc": "1 on the last turn of a right trajectory, else 0; null if excluded."},
+    )
+    format = dy.Float64(max=0, metadata={"doc": "Penalty of an invalid tool call, or 0."})
+    no_tool = dy.Float64(max=0, metadata={"doc": "Penalty of a first turn without call, or 0."})
+    total = dy.Float64(
+        nullable=True,
+        metadata={"doc": "Turn reward r, the sum of the components; null if excluded."},
+    )
+    outcome = dy.Float64(
+        nullable=True,
+        metadata={"doc": "1 on every turn of a right trajectory, else 0; null if excluded."},
+    )
+    grpo_reward = dy.Float64(
+        nullable=True,
+        metadata={"doc": "min(accuracy, format), both 0 or 1, of the whole trajectory."},
+    )
+    excluded = _category(Excluded, "Why the turn is left out; null if it counts.", nullable=True)
+
+
+class ShapedRewards(dy.Schema):
+    """Grain: turn. The unshaped values beside the shaped ones."""
+
+    task_id = dy.String(primary_key=True, metadata={"doc": "Group of the turn."})
+    sample_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Trajectory in its group."})
+    turn_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Turn in its trajectory."})
+    shaping = _category(Shaping, "What shaping did to the trajectory.")
+    peers = dy.Int32(min=0, metadata={"doc": "Right trajectories of the group, |P|."})
+    similarity_mean = dy.Float64(
+        nullable=True, metadata={"doc": "Mean similarity to the peers; null if not shaped."}
+    )
+    similarity_max = dy.Float64(
+        nullable=True, metadata={"doc": "Largest similarity to a peer; null if not shaped."}
+    )
+    accuracy = dy.Float64(nullable=True, metadata={"doc": "Accuracy component before shaping."})
+    shaped_accuracy = dy.Float64(
+        nullable=True, metadata={"doc": "Accuracy component after shaping; null if excluded."}
+    )
+    total = dy.Float64(nullable=True, metadata={"doc": "Turn reward before shaping."})
+    shaped_total = dy.Float64(
+        nullable=True, metadata={"doc": "Turn reward after shaping; null if excluded."}
+    )
+    outcome = dy.Float64(nullable=True, metadata={"doc": "As in turn_rewards."})
+    grpo_reward = dy.Float64(nullable=True, metadata={"doc": "As in turn_rewards."})
+    excluded = _category(Excluded, "Why the turn is left out; null if it counts.", nullable=True)
+
+
+class Advantages(dy.Schema):
+    """Grain: turn. The credit of a turn, with its parts and the settings that made it."""
+
+    task_id = dy.String(primary_key=True, metadata={"doc": "Group of the turn."})
+    sample_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Trajectory in its group."})
+    turn_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Turn in its trajectory."})
+    reward = dy.Float64(
+        nullable=True, metadata={"doc": "Reward the return was made of; null if not known."}
+    )
+    return_ = dy.Float64(
+        alias="return", nullable=True, metadata={"doc": "Discounted return; null if excluded."}
+    )
+    baseline = dy.Float64(nullable=True, metadata={"doc": "What was subtracted; null if excluded."})
+    scale = dy.Float64(nullable=True, metadata={"doc": "Divisor; null if excluded."})
+    advantage = dy.Float64(
+        nullable=True, metadata={"doc": "(return - baseline) / scale; null if excluded."}
+    )
+    estimator = dy.String(metadata={"doc": "Name of the estimator."})
+    gamma = dy.Float64(metadata={"doc": "Discount of the return."})
+    normalise = dy.String(metadata={"doc": "Set over which baseline and scale were taken."})
+    excluded = _category(Excluded, "Why the turn is left out; null if it counts.", nullable=True)
+
+
+class Updates(dy.Schema):
+    """Grain: optimiser step."""
+
+    step = dy.Int32(primary_key=True, min=0, metadata={"doc": "Step within the stage run."})
+    loss = dy.Float64(metadata={"doc": "Objective to minimise, mean over generated tokens."})
+    clip_fraction_low = dy.Float64(metadata={"doc": "Share of tokens clipped at the lower bound."})
+    clip_fraction_high = dy.Float64(metadata={"doc": "Share of tokens clipped at the upper bound."})
+    ratio_max = dy.Float64(metadata={"doc": "Largest probability ratio of a token."})
+    kl = dy.Float64(metadata={"doc": "Mean of rho - 1 - log rho against the sampling policy."})
+    entropy = dy.Float64(metadata={"doc": "Mean entropy of the policy, nats a token."})
+    gradient_norm = dy.Float64(metadata={"doc": "Global gradient norm before clipping."})
+    learning_rate = dy.Float64(metadata={"doc": "Learning rate of the step."})
+    trajectories = dy.Int32(metadata={"doc": "Trajectories of the step."})
+    tokens = dy.Int64(metadata={"doc": "Generated tokens that carried loss."})
+    seconds = dy.Float64(metadata={"doc": "Wall time of the step, seconds."})
+
+
+class Evaluations(dy.Schema):
+    """Grain: sample. Outcome of one trajectory on a benchmark problem."""
+
+    benchmark = dy.String(primary_key=True, metadata={"doc": "Name of the benchmark."})
+    task_id = dy.String(primary_key=True, metadata={"doc": "Problem."})
+    sample_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Sample of the problem."})
+    source = dy.String(metadata={"doc": "Family or file of the problem."})
+    level = dy.Int32(nullable=True, metadata={"doc": "Difficulty as the source states it."})
+    prediction = dy.String(nullable=True, metadata={"doc": "Final answer; null without one."})
+    verdict = _category(Verdict, "Grading; null if infrastructure failed.", nullable=True)
+    correct = dy.Bool(
+        nullable=True, metadata={"doc": "Whether right; null if infrastructure failed."}
+    )
+    turns = dy.Int32(min=1, metadata={"doc": "Turns of the trajectory."})
+    tool_calls = dy.Int32(min=0, metadata={"doc": "Turns with code."})
+    failed_tool_calls = dy.Int32(min=0, metadata={"doc": "Executions with another status than ok."})
+    tokens = dy.Int64(min=0, metadata={"doc": "Generated tokens."})
+    policy_version = dy.Int32(min=0, metadata={"doc": "Version of the policy evaluated."})
+
+
+class Demonstrations(dy.Schema):
+    """Grain: demonstration. What the cold start learns from."""
+
+    demonstration_id = dy.Int64(primary_key=True, min=0, metadata={"doc": "Position, from 0."})
+    task_id = dy.String(metadata={"doc": "Problem demonstrated."})
+    problem = dy.String(metadata={"doc": "Problem text."})
+    answer = dy.String(metadata={"doc": "Gold answer."})
+    source = dy.String(metadata={"doc": "Task families of the problem."})
+    level = dy.Int32(metadata={"doc": "Number of chained steps."})
+    right = dy.Bool(metadata={"doc": "Whether the demonstrated answer is right."})
+    flaw = dy.String(nullable=True, metadata={"doc": "Kind of the planted mistake, if any."})
+    segments = dy.List(
+        dy.Struct({"text": dy.String(), "sampled": dy.Bool()}),
+        metadata={"doc": "Transcript in order; `sampled` text is the policy's and carries loss."},
+    )
+
+
+class ColdStartUpdates(dy.Schema):
+    """Grain: optimiser step of the supervised cold start."""
+
+    step = dy.Int32(primary_key=True, min=0, metadata={"doc": "Step, from 0."})
+    loss = dy.Float64(metadata={"doc": "Mean negative log-likelihood, nats a token."})
+    learning_rate = dy.Float64(metadata={"doc": "Learning rate of the AdamW group."})
+    tokens = dy.Int64(metadata={"doc": "Tokens of the batch, padding left out."})
+    seconds = dy.Float64(metadata={"doc": "Wall time of the step, seconds."})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One kind of table: its schema and that schema's version."""
+
+    schema: type[dy.Schema]
+    version: int
+
+
+TABLES: dict[str, Table] = {
+    "problems": Table(schema=Problems, version=1),
+    "prompts": Table(schema=Prompts, version=1),
+    "turns": Table(schema=Turns, version=1),
+    "executions": Table(schema=Executions, version=1),
+    "turn_rewards": Table(schema=TurnRewards, version=1),
+    "shaped_rewards": Table(schema=ShapedRewards, version=1),
+    "advantages": Table(schema=Advantages, version=1),
+    "updates": Table(schema=Updates, version=1),
+    "evaluations": Table(schema=Evaluations, version=1),
+    "demonstrations": Table(schema=Demonstrations, version=1),
+    "cold_start_updates": Table(schema=ColdStartUpdates, version=1),
+}
+"""Every table that a store can hold, by name. A changed schema needs a new version."""
