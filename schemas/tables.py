@@ -38,6 +38,7 @@ class ParseError(StrEnum):
     """What is wrong with a turn's tool call or answer."""
 
     UNCLOSED_CODE = "unclosed_code"
+    """A call that was opened and not closed, or closed and not opened."""
     EMPTY_CODE = "empty_code"
     SYNTAX_ERROR = "syntax_error"
     """The code is no Python; it is executed all the same, so that the policy sees the error."""
@@ -300,8 +301,11 @@ class Demonstrations(dy.Schema):
     right = dy.Bool(metadata={"doc": "Whether the demonstrated answer is right."})
     flaw = dy.String(nullable=True, metadata={"doc": "Kind of the planted mistake, if any."})
     segments = dy.List(
-        dy.Struct({"text": dy.String(), "sampled": dy.Bool()}),
-        metadata={"doc": "Transcript in order; `sampled` text is the policy's and carries loss."},
+        dy.Struct({"role": dy.String(), "text": dy.String()}),
+        metadata={
+            "doc": "Transcript in order: a `problem`, then `turn` and `observation` in turn; "
+            "only turns carry loss."
+        },
     )
 
 
