@@ -108,6 +108,14 @@ class Problems(dy.Schema):
     level = dy.Int32(nullable=True, metadata={"doc": "Difficulty as the source states it."})
 
 
+class RejectedProblems(dy.Schema):
+    """Grain: row of a problem file that cannot be used."""
+
+    row = dy.Int64(primary_key=True, min=1, metadata={"doc": "Row of the file, from 1."})
+    reason = dy.String(metadata={"doc": "Why it cannot be used."})
+    text = dy.String(metadata={"doc": "Its start."})
+
+
 class Prompts(Problems):
     """Grain: group. The problems of one iteration, with their prompts."""
 
@@ -329,6 +337,7 @@ class Table:
 
 TABLES: dict[str, Table] = {
     "problems": Table(schema=Problems, version=1),
+    "rejected_problems": Table(schema=RejectedProblems, version=1),
     "prompts": Table(schema=Prompts, version=1),
     "turns": Table(schema=Turns, version=1),
     "executions": Table(schema=Executions, version=1),

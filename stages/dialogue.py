@@ -14,6 +14,7 @@ Chat templates and other protocols are not covered here.
 """
 
 import ast
+import warnings
 from collections.abc import Sequence
 
 import polars as pl
@@ -64,9 +65,7 @@ class Dialogue:
         """Returns the token ids of each problem as the policy sees it."""
         start = self.tokenizer.bos_token_id
         prefix = [] if start is None else [int(start)]
-        return [
-            prefix + ids for ids in self._encode_between("<problem>", problems, "</problem>")
-        ]
+        return [prefix + ids for ids in self._encode_between("<problem>", problems, "</problem>")]
 
     def encode_observations(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids that are inserted after a call, tags included."""
@@ -76,7 +75,7 @@ class Dialogue:
         """Returns the token ids of demonstrated turns, whose tags are control tokens."""
         return [list(ids) for ids in self._encode(texts, control_tokens=True)]
 
-    def decode_turns(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
+    def decode_turns(self, token_ids: list[list[int]]) -> list[str]:
         """Returns the text of sampled turns, control tags included."""
         return list(self.tokenizer.batch_decode(token_ids, skip_special_tokens=False))
 
@@ -148,9 +147,13 @@ def parse_turns(turns: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+# A policy writes literals such as `3if`; what Python thinks of them is not for our terminal.
+warnings.filterwarnings("ignore", category=SyntaxWarning, module="<turn>")
+
+
 def _is_no_python(code: str) -> bool:
     try:
-        ast.parse(code)
+        ast.parse(code, filename="<turn>")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return True
     return False

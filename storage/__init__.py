@@ -1,1 +1,25 @@
-"""."""
+"""Where tables live: references, atomic writes, digests, fingerprints, lineage.
+
+Knows what a row is and nothing of stages, flows or models.
+"""
+
+from storage.fingerprints import Fingerprint, explain, module_closure
+from storage.layout import Slot
+from storage.problems import LoadedProblems, load_problems
+from storage.runs import RunParent, RunRecord
+from storage.scans import open_table
+from storage.store import Found, Store
+
+__all__ = [
+    "Fingerprint",
+    "Found",
+    "LoadedProblems",
+    "RunParent",
+    "RunRecord",
+    "Slot",
+    "Store",
+    "explain",
+    "load_problems",
+    "module_closure",
+    "open_table",
+]

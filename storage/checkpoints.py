@@ -25,8 +25,7 @@ def save_policy(
     tokenizer: PreTrainedTokenizerBase,
     optimiser_state: dict[str, Any] | None,
 ) -> None:
-    """Writes a policy into a new folder that `load_policy` and transformers both open."""
-    folder.mkdir(parents=True)
+    """Writes a policy into an empty folder, which `load_policy` and transformers both open."""
     with _quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -58,7 +57,8 @@ def load_policy(
         raise PolicyError(f"{folder} cannot be opened as a policy: {first_line}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise PolicyError(f"{folder} holds no tokenizer")
-    return model.to(device).eval(), tokenizer
+    model.to(device)  # type: ignore[arg-type]  # transformers declares it without self
+    return model.eval(), tokenizer
 
 
 def load_optimiser_state(folder: str | Path) -> dict[str, Any] | None:

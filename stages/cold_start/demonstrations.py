@@ -116,15 +116,11 @@ def _draw_flaw(random: Random, position: int, steps: int) -> str | None:
 def _flawed_code(step: Step, flaw: str, random: Random) -> str:
     if flaw == "off_by_one":
         shifted = step.before + random.choice((-1, 1))
-        return Step(
-            family=step.family, parameters=step.parameters, before=shifted, after=0
-        ).code
+        return Step(family=step.family, parameters=step.parameters, before=shifted, after=0).code
     if flaw == "wrong_operation":
         others = [f for f in FAMILIES if f is not step.family and f.largest_input >= step.before]
         other = random.choice(others)
-        return Step(
-            family=other, parameters=other.draw(random), before=step.before, after=0
-        ).code
+        return Step(family=other, parameters=other.draw(random), before=step.before, after=0).code
     if flaw == "syntax_error":
         return step.code.removesuffix(")")
     if "import math\n" in step.code:

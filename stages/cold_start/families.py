@@ -199,9 +199,7 @@ def draw_problems(
         steps = _draw_steps(random, random.choice(levels))
         identity = _identity(steps)
         if (_digest(identity) % HELD_OUT_ONE_IN == 0) is (split == "held_out"):
-            yield EmbeddedProblem(
-                task_id=identity, text=_say(random, steps), steps=steps
-            )
+            yield EmbeddedProblem(task_id=identity, text=_say(random, steps), steps=steps)
 
 
 def _draw_steps(random: Random, level: int) -> tuple[Step, ...]:

@@ -7,7 +7,12 @@ from collections.abc import Iterable
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 from transformers import Qwen3ForCausalLM as TinyModel
 
 from schemas.config import PolicyConfig
@@ -48,9 +53,7 @@ def make_tokenizer(texts: Iterable[str], config: PolicyConfig) -> PreTrainedToke
     )
 
 
-def make_model(
-    tokenizer: PreTrainedTokenizerBase, config: PolicyConfig, *, seed: int
-) -> TinyModel:
+def make_model(tokenizer: PreTrainedTokenizerBase, config: PolicyConfig, *, seed: int) -> TinyModel:
     """Builds the tiny model with weights drawn from the seed, in float32."""
     torch.manual_seed(seed)
     return TinyModel(
@@ -71,12 +74,12 @@ def make_model(
     )
 
 
-def adapt_tokenizer_and_model(
-    tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module
-) -> None:
+def adapt_to_tags(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Teaches a foreign policy the control tags, in place: new tokens, embeddings resized."""
     known = tokenizer.get_vocab()
     missing = [tag for tag in TAGS if tag not in known]
     if missing:
-        tokenizer.add_special_tokens({"additional_special_tokens": missing})
-        model.resize_token_embeddings(len(tokenizer))  # type: ignore[operator]
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": missing}, replace_extra_special_tokens=False
+        )
+        model.resize_token_embeddings(len(tokenizer))

@@ -33,9 +33,7 @@ class Sequences:
 def tokenise(demonstrations: dy.DataFrame[Demonstrations], dialogue: Dialogue) -> Sequences:
     """Encodes transcripts part by part, exactly as rollouts will build them."""
     parts = (
-        demonstrations.select("demonstration_id", "segments")
-        .explode("segments")
-        .unnest("segments")
+        demonstrations.select("demonstration_id", "segments").explode("segments").unnest("segments")
     )
     encoders = {
         "problem": dialogue.encode_prompts,
@@ -49,9 +47,9 @@ def tokenise(demonstrations: dy.DataFrame[Demonstrations], dialogue: Dialogue) -
         )
         for (role,), part in parts.with_row_index("position").group_by("role")
     ).sort("position")
-    tokens = encoded.select(
-        "demonstration_id", "token_ids", turn=pl.col("role") == "turn"
-    ).explode("token_ids")
+    tokens = encoded.select("demonstration_id", "token_ids", turn=pl.col("role") == "turn").explode(
+        "token_ids"
+    )
     joined = tokens.group_by("demonstration_id", maintain_order=True).agg("token_ids", "turn")
     return Sequences(
         token_ids=[row.to_numpy() for row in joined["token_ids"]],

@@ -72,9 +72,7 @@ def make_batch(
         *TRAJECTORY_KEY,
         "turn_index",
         token_ids=pl.concat_list("token_ids", pl.col("observation_token_ids").fill_null([])),
-        logprobs=pl.concat_list(
-            "logprobs", pl.lit(0, pl.Float32).repeat_by(inserted.fill_null(0))
-        ),
+        logprobs=pl.concat_list("logprobs", pl.lit(0, pl.Float32).repeat_by(inserted.fill_null(0))),
         advantages=pl.concat_list(
             pl.col("advantage").cast(pl.Float32).fill_null(0).repeat_by(sampled),
             pl.lit(0, pl.Float32).repeat_by(inserted.fill_null(0)),
@@ -85,16 +83,13 @@ def make_batch(
         ),
     )
     length = pl.col("prompt_token_ids").list.len()
-    tokens_of_prompts = (
-        taught.join(prompts, on="task_id")
-        .select(
-            *TRAJECTORY_KEY,
-            turn_index=pl.lit(-1, pl.Int32),
-            token_ids="prompt_token_ids",
-            logprobs=pl.lit(0, pl.Float32).repeat_by(length),
-            advantages=pl.lit(0, pl.Float32).repeat_by(length),
-            trained=pl.lit(False).repeat_by(length),
-        )
+    tokens_of_prompts = taught.join(prompts, on="task_id").select(
+        *TRAJECTORY_KEY,
+        turn_index=pl.lit(-1, pl.Int32),
+        token_ids="prompt_token_ids",
+        logprobs=pl.lit(0, pl.Float32).repeat_by(length),
+        advantages=pl.lit(0, pl.Float32).repeat_by(length),
+        trained=pl.lit(False).repeat_by(length),
     )
     tokens = (
         pl.concat([tokens_of_prompts, tokens_of_turns])
@@ -157,9 +152,7 @@ def pad(batch: Batch, trajectories: NDArray[np.int64], device: torch.device) -> 
     )
 
 
-def _refuse_strangers(
-    turns: dy.DataFrame[Turns], advantages: dy.DataFrame[Advantages]
-) -> None:
+def _refuse_strangers(turns: dy.DataFrame[Turns], advantages: dy.DataFrame[Advantages]) -> None:
     for frame, other, what in (
         (advantages, turns, "an advantage without its turn"),
         (turns, advantages, "a turn without its advantage"),

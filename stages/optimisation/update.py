@@ -94,7 +94,7 @@ def _accumulate(
             logprobs, padded.logprobs[:, 1:][chosen], padded.advantages[:, 1:][chosen], config
         )
         loss = parts.loss.sum() / tokens
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         sums["loss"] += float(loss.detach())
         sums["clip_fraction_low"] += float(parts.clipped_low.sum()) / tokens
         sums["clip_fraction_high"] += float(parts.clipped_high.sum()) / tokens

@@ -8,8 +8,8 @@ from schemas.config import RolloutConfig
 from schemas.tables import (
     TRAJECTORY_KEY,
     TURN_KEY,
-    ExecutionStatus,
     Executions,
+    ExecutionStatus,
     FinishReason,
     Prompts,
     Turns,

@@ -10,8 +10,8 @@ Calls are served one at a time: on one device a second batch beside the first on
 
 import threading
 from dataclasses import dataclass
+from typing import cast
 
-import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -104,7 +104,8 @@ class TransformersEngine:
             past_key_values=batch.cache,
             use_cache=True,
         )
-        return output.logits[:, -1]
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
 
     def _prefill(self, requests: Requests, budget: int) -> "_Batch":
         """Runs every distinct context once and lays the results out for decoding."""
@@ -181,15 +182,17 @@ class _Batch:
         first = int(self.visible.any(0).long().argmax())
         self.visible = self.visible[:, first:]
         for layer in self.cache.layers:
-            layer.keep(chosen, first)
+            cast(_PreallocatedLayer, layer).keep(chosen, first)
 
 
 class _PreallocatedLayer(DynamicLayer):
     """Keys and values of one layer in buffers that are written in place, not grown."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, filled: int) -> None:
-        super().__init__()
-        self.keys, self.values, self.filled = keys, values, filled
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.keys: torch.Tensor = keys  # [rows, heads, columns, size]
+        self.values: torch.Tensor = values
+        self.filled = filled
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(

@@ -1,0 +1,43 @@
+"""What happens in stage runs, told to whoever listens: progress display, timing, tests."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from schemas.refs import StageOutput
+from storage import Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEvent:
+    """One moment of a stage run."""
+
+    slot: Slot
+    kind: Literal["started", "progress", "computed", "reused"]
+    reason: str = ""
+    """Why the stage runs or why its stored result serves; for progress, how far it is."""
+    seconds: float = 0.0
+    """Wall time inside the stage, reading its inputs included."""
+    output: StageOutput | None = None
+
+
+Listener = Callable[[StageEvent], None]
+
+_listeners: list[Listener] = []
+
+
+def tell(event: StageEvent) -> None:
+    """Passes an event to every listener, on the thread of the stage run."""
+    for listener in tuple(_listeners):
+        listener(event)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Has a listener told everything within the block."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)

@@ -1,0 +1,138 @@
+"""What a finished run looks like: accuracy by iteration as a table and as a picture."""
+
+from pathlib import Path
+
+import polars as pl
+from rich.table import Table
+
+from schemas.refs import StageOutput
+from schemas.tables import TURN_KEY
+from stages.evaluation import summarise
+from storage import Store, open_table
+
+
+def accuracy_by_iteration(store: str | Path, run: str) -> pl.DataFrame:
+    """Summarises the evaluations of a run, one row an iteration and benchmark.
+
+    Returns:
+        `iteration` and the columns of `stages.evaluation.summarise`.
+    """
+    evaluations = open_table(store, run, "evaluations", split="evaluation").collect()
+    return pl.concat(
+        summarise(part.drop("run", "iteration")).select(
+            pl.lit(iteration, pl.Int32).alias("iteration"), pl.all()
+        )
+        for (iteration,), part in evaluations.sort("iteration").group_by(
+            "iteration", maintain_order=True
+        )
+    )
+
+
+def accuracy_table(accuracy: pl.DataFrame) -> Table:
+    """Lays accuracy out for the terminal."""
+    k = accuracy["samples"].max()
+    table = Table(title="Held-out accuracy by iteration", title_justify="left")
+    for name in (
+        "iteration",
+        f"avg@{k}",
+        "95 % interval",
+        f"pass@{k}",
+        "turns",
+        "calls",
+        "failed calls",
+    ):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for row in accuracy.iter_rows(named=True):
+        table.add_row(
+            str(row["iteration"]),
+            _number(row["avg_at_k"]),
+            f"{_number(row['low'])} to {_number(row['high'])}",
+            _number(row["pass_at_k"]),
+            _number(row["turns"]),
+            _number(row["tool_calls"]),
+            _number(row["failed_tool_call_share"]),
+            "█" * round(30 * (row["avg_at_k"] or 0)),
+        )
+    return table
+
+
+def draw_accuracy(accuracy: pl.DataFrame, title: str, path: Path) -> None:
+    """Draws accuracy by iteration with its intervals into a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    iterations = accuracy["iteration"].to_numpy()
+    k = accuracy["samples"].max()
+    shown = accuracy.drop_nulls("avg_at_k")
+    axes.fill_between(shown["iteration"], shown["low"], shown["high"], alpha=0.2, linewidth=0)
+    axes.plot(shown["iteration"], shown["avg_at_k"], marker="o", label=f"avg@{k}, 95 % interval")
+    axes.plot(shown["iteration"], shown["pass_at_k"], marker=".", linestyle="--", label=f"pass@{k}")
+    axes.set(
+        title=title,
+        xlabel="iteration (0 is the cold start)",
+        ylabel="held-out accuracy",
+        ylim=(0, 1),
+        xticks=iterations,
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def changes_of_advantages(store: str | Path, before: str, after: str, iteration: int) -> str:
+    """Says in one line how the advantages of an iteration differ between two runs."""
+    old, new = (
+        open_table(store, run, "advantages")
+        .filter(pl.col("iteration") == iteration)
+        .select(*TURN_KEY, "advantage", "excluded")
+        for run in (before, after)
+    )
+    joined = old.join(new, on=TURN_KEY, how="full", suffix="_new").collect()
+    both = joined.drop_nulls(["advantage", "advantage_new"])
+    flips = (both["advantage"].sign() != both["advantage_new"].sign()).sum()
+    changed = joined.filter(~pl.col("advantage").eq_missing(pl.col("advantage_new"))).height
+    return (
+        f"advantages of iteration {iteration}: {joined.height} turns, {changed} changed, "
+        f"{flips} changed sign"
+    )
+
+
+def outcome_line(store: Store, iteration: int, outputs: dict[str, StageOutput]) -> str:
+    """Says in one line what an iteration's rewards looked like."""
+    rewards = store.read(outputs["turn_rewards"].tables["turn_rewards"])
+    updates = store.read(outputs["optimisation"].tables["updates"])
+    counted = rewards.filter(pl.col("excluded").is_null())
+    lasts = counted.filter("is_last")
+    parts = [
+        f"iteration {iteration:3d}",
+        f"right {_share(lasts['outcome'])}",
+        f"reward {_number(lasts['total'].mean())}",
+        f"turns {len(rewards) / max(1, rewards['is_last'].sum()):.1f}",
+        f"invalid calls {_share(rewards['format'] < 0)}",
+    ]
+    if len(updates):
+        parts.append(f"entropy {updates['entropy'].mean():.3f}")
+    else:
+        parts.append("no group to learn from")
+    return "  ".join(parts)
+
+
+def evaluation_line(store: Store, iteration: int, output: StageOutput) -> str:
+    """Says in one line what an evaluation found."""
+    summary = summarise(store.read(output.tables["evaluations"])).row(0, named=True)
+    return (
+        f"evaluation {iteration:2d}  avg@{summary['samples']} {_number(summary['avg_at_k'])} "
+        f"({_number(summary['low'])} to {_number(summary['high'])}) "
+        f"on {summary['problems']} held-out problems"
+    )
+
+
+def _number(value: object) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _share(values: pl.Series) -> str:
+    mean = values.mean()
+    return "  -" if mean is None else f"{mean:4.0%}"

@@ -1,0 +1,72 @@
+"""Engines, dialogues and executors, made once a process and only when a stage really runs.
+
+A stage run that finds its stored result loads no model and starts no sandbox.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+
+from flows.binding import open_store
+from schemas.config import ComputeConfig, ExecutionConfig
+from schemas.refs import CheckpointRef
+from stages.dialogue import Dialogue
+from stages.execution import Executor, make_executor
+from stages.rollout.transformers_engine import TransformersEngine
+from storage.checkpoints import load_policy
+
+T = TypeVar("T")
+
+_torch_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch")
+_making = threading.Lock()
+
+
+def on_torch_thread(compute: ComputeConfig, work: Callable[[], T]) -> T:
+    """Runs work on the one thread that uses torch, and waits for it.
+
+    Every thread that calls torch gets a pool of its own; with one caller there is one pool, and
+    shards that generate at the same time take turns instead of slowing each other.
+    """
+
+    def run() -> T:
+        if torch.get_num_threads() != compute.threads:
+            torch.set_num_threads(compute.threads)
+        return work()
+
+    return _torch_thread.submit(run).result()
+
+
+def engine_of(
+    store: str, policy: CheckpointRef, compute: ComputeConfig
+) -> tuple[TransformersEngine, Dialogue]:
+    """Returns the embedded engine of a stored policy and the dialogue of its tokenizer."""
+    with _making:
+        return _engine(store, policy, compute.device)
+
+
+def executor_of(config: ExecutionConfig) -> Executor:
+    """Returns the executor of a configuration, probed when it is first made."""
+    with _making:
+        return _executor(config)
+
+
+@lru_cache(maxsize=2)
+def _engine(store: str, policy: CheckpointRef, device: str) -> tuple[TransformersEngine, Dialogue]:
+    model, tokenizer = load_policy(open_store(store).path(policy), device=device)
+    engine = TransformersEngine(model, policy_version=policy.policy_version)
+    return engine, Dialogue(tokenizer)
+
+
+@lru_cache(maxsize=2)
+def _executor(config: ExecutionConfig) -> Executor:
+    return make_executor(config)
+
+
+@lru_cache(maxsize=2)
+def dialogue_of(store: str, policy: CheckpointRef) -> Dialogue:
+    """Returns the dialogue of a stored policy's tokenizer."""
+    return Dialogue(load_policy(open_store(store).path(policy))[1])

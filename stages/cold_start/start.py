@@ -1,0 +1,77 @@
+"""The cold start as a stage: from a configuration to the first policy."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import dataframely as dy
+import polars as pl
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from schemas.config import RunConfig
+from schemas.tables import ColdStartUpdates, Demonstrations
+from stages.cold_start.demonstrations import make_demonstrations
+from stages.cold_start.tiny_policy import adapt_to_tags, make_model, make_tokenizer
+from stages.cold_start.training import tokenise, train_on_demonstrations
+from stages.dialogue import TAGS, Dialogue
+from stages.randomness import derive_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartedPolicy:
+    """What a cold start yields."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    demonstrations: dy.DataFrame[Demonstrations]
+    updates: dy.DataFrame[ColdStartUpdates]
+
+
+def start_policy(
+    config: RunConfig,
+    *,
+    given: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None,
+    seed: int,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> StartedPolicy:
+    """Makes the first policy and trains it on demonstrations of the embedded families.
+
+    Args:
+        config: Sections `policy`, `cold_start`, `problems.levels`, `execution` and `compute`.
+        given: Model and tokenizer to start from; null makes the embedded tiny policy. The
+            tokenizer is taught the control tags where it does not know them.
+        seed: Seed of demonstrations, weights and order.
+        on_step: Told each step and its loss.
+    """
+    demonstrations = make_demonstrations(
+        config.cold_start,
+        config.execution,
+        levels=config.problems.levels,
+        seed=derive_seed(seed, "demonstrations"),
+    )
+    if given is None:
+        tokenizer: PreTrainedTokenizerBase = make_tokenizer(_texts(demonstrations), config.policy)
+        model: PreTrainedModel = make_model(
+            tokenizer, config.policy, seed=derive_seed(seed, "weights")
+        )
+        model.to(config.compute.device)  # type: ignore[arg-type]  # declared without self
+    else:
+        model, tokenizer = given
+        adapt_to_tags(model, tokenizer)
+    dialogue = Dialogue(tokenizer)
+    updates = train_on_demonstrations(
+        model,
+        tokenise(demonstrations, dialogue),
+        config.cold_start,
+        pad_id=dialogue.pad_id,
+        seed=derive_seed(seed, "order"),
+        on_step=on_step,
+    )
+    return StartedPolicy(
+        model=model, tokenizer=tokenizer, demonstrations=demonstrations, updates=updates
+    )
+
+
+def _texts(demonstrations: dy.DataFrame[Demonstrations]) -> list[str]:
+    """Returns the text of transcripts, cut at the control tags, which are tokens already."""
+    text = pl.col("segments").list.eval(pl.element().struct.field("text")).list.join(" ")
+    return demonstrations.select(text.str.replace_all("|".join(TAGS), " ")).to_series().to_list()

@@ -1,0 +1,203 @@
+"""The process of one snippet: gives up its rights, then runs the code as a main module.
+
+Standard library only: this runs in a bare interpreter. Descriptor 3 is the note pipe that
+`_watch` describes.
+"""
+
+import atexit
+import builtins
+import contextlib
+import ctypes
+import io
+import linecache
+import os
+import random
+import resource
+import struct
+import sys
+import threading
+import traceback
+import types
+from typing import Any, Final, NoReturn
+
+NOTE_FD: Final = 3
+CLONE_NEWPID: Final = 0x20000000
+
+_CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 4, 24, 38, 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION_3 = 0x20080522
+
+_SNIPPET_NAME = "<snippet>"
+_STACK_BYTES = 8 << 20
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+libc.mount.argtypes = [*[ctypes.c_char_p] * 3, ctypes.c_ulong, ctypes.c_char_p]
+libc.syscall.argtypes = [ctypes.c_long] * 4
+libc.syscall.restype = ctypes.c_long
+
+
+def run_snippet(code: str, path: list[str]) -> NoReturn:
+    """Runs code as a main module and ends the process as a Python interpreter would.
+
+    Expects the standard streams in place and the note pipe on descriptor 3; never returns.
+    """
+    exit_code = 1
+    try:
+        _replace_streams()
+        sys.path[:] = ["", *sys.path, *path]
+        sys.argv = [_SNIPPET_NAME]
+        random.seed()  # the fork copied the state: every snippet would draw the same numbers
+        linecache.cache[_SNIPPET_NAME] = (len(code), None, code.splitlines(True), _SNIPPET_NAME)
+        module = types.ModuleType("__main__")
+        module.__dict__["__builtins__"] = builtins
+        sys.modules["__main__"] = module
+        # Closed by exec; the supervisor takes what follows in this pipe for no more than `M`.
+        os.set_inheritable(NOTE_FD, False)
+        os.write(NOTE_FD, b"R")
+        exit_code = _exit_code_of(code, module)
+        threading._shutdown()  # type: ignore[attr-defined]  # joins the threads of the snippet
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+    finally:
+        os._exit(exit_code)
+
+
+def limit_resources(limits: dict[str, Any], *, processes: bool) -> None:
+    """Sets the resource limits of the calling process, for good.
+
+    Args:
+        limits: `memory_mib`, `cpu_time_s`, `file_size_mib` and `threads`.
+        processes: Whether to limit processes too. Without a user namespace of its own that
+            would count everything the user runs.
+    """
+    memory = limits["memory_mib"] << 20
+    values = {
+        resource.RLIMIT_AS: memory,
+        # Hard as well as soft: the first process of a pid namespace ignores SIGXCPU.
+        resource.RLIMIT_CPU: limits["cpu_time_s"],
+        resource.RLIMIT_FSIZE: limits["file_size_mib"] << 20,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: 64,
+        resource.RLIMIT_STACK: min(_STACK_BYTES, memory),
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+    }
+    if processes:
+        values[resource.RLIMIT_NPROC] = limits["threads"]
+    for name, wanted in values.items():
+        hard = resource.getrlimit(name)[1]
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(name, (value, value))
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def isolate(limits: dict[str, Any], drop_to: int | None) -> None:
+    """Takes every right away from the calling process, a fresh child in a new pid namespace."""
+    # A group of its own: kill(0) reaches the group across pid namespaces.
+    os.setsid()
+    if drop_to is not None:
+        os.setgroups([])
+        os.setresgid(drop_to, drop_to, drop_to)
+        os.setresuid(drop_to, drop_to, drop_to)
+        # The change of user gave /proc/self to root, and the maps are to be written there.
+        check(libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")
+    uid, gid = os.getuid(), os.getgid()
+    check(libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWIPC), "unshare")
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"{uid} {uid} 1")
+    _write("/proc/self/gid_map", f"{gid} {gid} 1")
+    # A further user namespace would give back the right to mount, and unbounded tmpfs with it.
+    _write("/proc/sys/user/max_user_namespaces", "0")
+    _write("/proc/self/oom_score_adj", "1000")
+    flags = _MS_NOSUID | _MS_NODEV
+    # For tmpfs a size of 0 means no limit.
+    size, read_only = max(limits["file_size_mib"] << 20, 4096), limits["file_size_mib"] == 0
+    options = f"size={size},nr_inodes=4096,mode=700".encode()
+    tmp_flags = flags | (_MS_RDONLY if read_only else 0)
+    check(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", tmp_flags, options), "mount /tmp")
+    check(
+        libc.mount(b"tmpfs", b"/proc", b"tmpfs", flags | _MS_RDONLY | _MS_NOEXEC, b"size=4096"),
+        "mount over /proc",
+    )
+    os.chdir("/tmp")
+    _drop_capabilities()
+    limit_resources(limits, processes=True)
+
+
+def _drop_capabilities() -> None:
+    check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+    check(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl")
+    capability = 0
+    while libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
+        capability += 1
+    header = ctypes.create_string_buffer(struct.pack("Ii", _CAPABILITY_VERSION_3, 0))
+    check(libc.capset(header, ctypes.create_string_buffer(24)), "capset")
+
+
+def check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def _replace_streams() -> None:
+    # Lines are passed on as they are printed, so that a snippet killed later has shown them.
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = io.TextIOWrapper(
+        open(1, "wb", closefd=False),  # noqa: SIM115
+        encoding="utf-8",
+        line_buffering=True,
+    )
+    sys.stderr = _error_stream()
+    for name in ("stdin", "stdout", "stderr"):
+        setattr(sys, f"__{name}__", getattr(sys, name))
+
+
+def _error_stream() -> io.TextIOWrapper:
+    raw = open(2, "wb", closefd=False)  # noqa: SIM115
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def _exit_code_of(code: str, module: types.ModuleType) -> int:
+    try:
+        exec(compile(code, _SNIPPET_NAME, "exec"), module.__dict__)
+    except SystemExit as stop:
+        return _exit_code(stop.code)
+    except MemoryError as error:
+        with contextlib.suppress(OSError):
+            os.write(NOTE_FD, b"M")
+        _print_error(error)
+        return 1
+    except BaseException as error:  # noqa: BLE001  # as the interpreter: report it, end with 1
+        _print_error(error)
+        return 1
+    return 0
+
+
+def _exit_code(code: object) -> int:
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    with contextlib.suppress(OSError, ValueError):
+        _error_stream().write(f"{code}\n")
+    return 1
+
+
+def _print_error(error: BaseException) -> None:
+    # The snippet may have closed or replaced sys.stderr; descriptor 2 is what is read.
+    with contextlib.suppress(OSError, ValueError, MemoryError):
+        frames = error.__traceback__.tb_next if error.__traceback__ else None  # without ours
+        traceback.print_exception(type(error), error, frames, file=_error_stream())

@@ -1,0 +1,80 @@
+"""The narrow waist of execution: a frame of snippets in, a frame of outcomes out."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import polars as pl
+
+from schemas.tables import TURN_KEY, ExecutionStatus
+
+SNIPPET_SCHEMA = pl.Schema(
+    {
+        "task_id": pl.String(),
+        "sample_index": pl.Int32(),
+        "turn_index": pl.Int32(),
+        "code": pl.String(),
+    }
+)
+"""Columns of an executor's input: the turn's key, and its code, never null."""
+
+OUTCOME_SCHEMA = pl.Schema(
+    {
+        "status": pl.Enum([status.value for status in ExecutionStatus]),
+        "stdout": pl.String(),
+        "stderr": pl.String(),
+        "exit_code": pl.Int32(),
+        "wall_s": pl.Float64(),
+        "cpu_s": pl.Float64(),
+    }
+)
+"""Columns that an executor puts beside the turn's key; meanings in `schemas.tables`."""
+
+
+class Executor(Protocol):
+    """Runs snippets of Python and says what each of them did.
+
+    An executor may be called from several threads at once.
+    """
+
+    def execute(self, snippets: pl.DataFrame) -> pl.DataFrame:
+        """Runs every snippet on its own.
+
+        Args:
+            snippets: Columns as in `SNIPPET_SCHEMA`.
+
+        Returns:
+            One row a snippet in the order given: the turn's key, then `OUTCOME_SCHEMA`.
+
+        Raises:
+            schemas.errors.ExecutorError: If nothing can be executed at all. What one snippet
+                does, or the machine does to it, is a status and no error.
+        """
+        ...
+
+
+class Outcome(NamedTuple):
+    """What one snippet did; the fields are those of `OUTCOME_SCHEMA`."""
+
+    status: str
+    stdout: str = ""
+    stderr: str = ""
+    exit_code: int | None = None
+    wall_s: float | None = None
+    cpu_s: float | None = None
+
+
+def why_refused(code: str) -> str | None:
+    """Returns why code cannot be handed to an interpreter at all, or None if it can."""
+    if "\0" in code:
+        return "the code holds a null character"
+    try:
+        code.encode("utf-8")
+    except UnicodeEncodeError:
+        return "the code holds a lone surrogate"
+    return None
+
+
+def outcome_frame(snippets: pl.DataFrame, outcomes: Sequence[Outcome]) -> pl.DataFrame:
+    """Puts the outcomes, in the order of the snippets, beside the keys of their turns."""
+    columns = pl.DataFrame(list(outcomes), schema=OUTCOME_SCHEMA, orient="row")
+    return snippets.select(TURN_KEY).hstack(columns)

@@ -1,0 +1,65 @@
+"""Execution without isolation, for code that you trust.
+
+A new interpreter for each snippet, with the resource limits and the time-out of the configuration
+and nothing else: the code can read and write whatever the user can, reach the network, and leave
+processes behind that moved to a session of their own. The number of processes is not limited.
+"""
+
+import os
+import sys
+import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import polars as pl
+
+from schemas.config import ExecutionConfig
+from schemas.tables import ExecutionStatus
+from stages.execution import _child, _unisolated, _watch
+from stages.execution.protocol import Outcome, outcome_frame, why_refused
+from stages.execution.runtime import (
+    ENVIRONMENT,
+    interpreter_command,
+    limits_of,
+    site_packages,
+)
+
+
+class UnsafeLocalExecutor:
+    """Runs snippets as plain processes of the current user."""
+
+    def __init__(self, config: ExecutionConfig) -> None:
+        warnings.warn(
+            "execution.backend unsafe_local: generated code runs without any isolation",
+            stacklevel=2,
+        )
+        self._limits = limits_of(config)
+        self._workers = config.workers
+
+    def execute(self, snippets: pl.DataFrame) -> pl.DataFrame:
+        """Runs every snippet in an interpreter of its own; see `Executor.execute`."""
+        with ThreadPoolExecutor(self._workers) as pool:
+            return outcome_frame(snippets, list(pool.map(self._run, snippets["code"])))
+
+    def _run(self, code: str) -> Outcome:
+        refusal = why_refused(code)
+        if refusal is not None:
+            return Outcome(ExecutionStatus.REFUSED, stderr=refusal)
+        with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as source:
+            source.write(code.encode("utf-8"))
+            source.seek(0)
+            settings = {"directory": directory, "limits": self._limits, "path": site_packages()}
+            command = interpreter_command(sys.executable, (_child, _unisolated), settings)
+            pipes = [os.pipe() for _ in range(3)]
+            ends = [source.fileno(), *(write for _, write in pipes)]
+            actions = [(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in enumerate(ends)]
+            pid = os.posix_spawn(
+                sys.executable,
+                command,
+                ENVIRONMENT | {"HOME": directory, "TMPDIR": directory},
+                file_actions=actions,
+            )
+            for _, write in pipes:
+                os.close(write)
+            out, err, note = (read for read, _ in pipes)
+            return Outcome(**_watch.watch(pid, out, err, note, self._limits))

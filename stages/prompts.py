@@ -1,0 +1,99 @@
+"""Prompts: which problems an iteration asks, and how the policy sees them."""
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+import dataframely as dy
+import numpy as np
+import polars as pl
+
+from schemas.errors import TurnledgerError
+from schemas.tables import Problems, Prompts
+from stages.cold_start.families import EmbeddedProblem, Split, draw_problems
+from stages.randomness import derive_seed
+
+
+def embedded_problems(
+    count: int, *, split: Split, levels: tuple[int, ...], seed: int
+) -> dy.DataFrame[Problems]:
+    """Draws distinct problems of the embedded families.
+
+    Args:
+        count: Number of problems.
+        split: Training or held-out problems, which have none in common.
+        levels: Numbers of chained steps, drawn evenly.
+        seed: Seed of the draw.
+    """
+    distinct: dict[str, EmbeddedProblem] = {}
+    for problem in draw_problems(Random(seed), split=split, levels=levels):
+        distinct.setdefault(problem.task_id, problem)
+        if len(distinct) == count:
+            break
+    return Problems.validate(
+        pl.DataFrame(
+            [
+                {
+                    "task_id": problem.task_id,
+                    "problem": problem.text,
+                    "answer": str(problem.answer),
+                    "source": problem.source,
+                    "level": len(problem.steps),
+                }
+                for problem in distinct.values()
+            ]
+        ),
+        cast=True,
+    )
+
+
+def pick_problems(
+    problems: dy.DataFrame[Problems], count: int, *, iteration: int, seed: int
+) -> dy.DataFrame[Problems]:
+    """Picks the problems of one iteration from a set, so that none is skipped or repeated early.
+
+    The set is passed through again and again, in a new order each time; the pick is a function
+    of the iteration alone, so a resumed run continues where it stopped. Where a pass ends within
+    an iteration, the rest comes from the next pass, without a problem already picked.
+
+    Args:
+        problems: The set.
+        count: Problems of an iteration.
+        iteration: From 1.
+        seed: Seed of the orders.
+
+    Raises:
+        TurnledgerError: If the set is smaller than one iteration.
+    """
+    if len(problems) < count:
+        raise TurnledgerError(
+            f"{len(problems)} problems are fewer than the {count} of an iteration: "
+            "add problems or lower rollout.prompts"
+        )
+    start = (iteration - 1) * count
+    first_pass, last_pass = start // len(problems), (start + count - 1) // len(problems)
+    orders = [
+        np.random.default_rng(derive_seed(seed, number)).permutation(len(problems))
+        for number in range(first_pass, last_pass + 1)
+    ]
+    head = orders[0][start - first_pass * len(problems) :][:count]
+    rest = [index for order in orders[1:] for index in order if index not in set(head.tolist())]
+    picked = np.concatenate([head, np.array(rest, dtype=np.int64)])[:count]
+    rows: pl.DataFrame = problems[picked.tolist()]
+    return Problems.validate(rows)
+
+
+def make_prompts(
+    problems: dy.DataFrame[Problems], *, encode: Callable[[Sequence[str]], list[list[int]]]
+) -> dy.DataFrame[Prompts]:
+    """Adds the token ids of the prompts to problems."""
+    token_ids = encode(problems["problem"].to_list())
+    return Prompts.validate(
+        problems.with_columns(prompt_token_ids=pl.Series(token_ids, dtype=pl.List(pl.Int32)))
+    )
+
+
+def take_shard(prompts: dy.DataFrame[Prompts], shard: int, shards: int) -> dy.DataFrame[Prompts]:
+    """Returns one of `shards` parts of whole groups, of sizes that differ by one at most."""
+    part = np.array_split(np.arange(len(prompts)), shards)[shard]
+    rows: pl.DataFrame = prompts[part.tolist()]
+    return Prompts.validate(rows)

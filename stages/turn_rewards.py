@@ -1,0 +1,127 @@
+"""Turn rewards (scoring): accuracy on the last turn, penalties of form on the others.
+
+    r_ij = r_acc + r_format                                             arXiv 2511.14846
+
+r_acc is 1 on the last turn of a trajectory whose final answer is right, else 0. r_format is the
+penalty of an invalid tool call, on any turn, plus that of a first turn without tool call. Nothing
+is paid for form as such or for code that runs, and code that raises is no invalid call: its
+traceback is feedback that the policy may use.
+
+What the paper leaves open, decided here:
+- An invalid call is one that is unclosed or empty, or, by configuration, no Python. An unclosed
+  answer is no tool call and costs nothing but the answer.
+- An invalid call on the first turn is a call: it pays its own penalty and not that for no call.
+- Format in GRPO's min(accuracy, format) is 1 where no turn of the trajectory has an invalid call.
+
+It does not shape wrong trajectories, nor drop any row.
+"""
+
+import dataframely as dy
+import polars as pl
+
+from schemas.config import TurnRewardsConfig
+from schemas.errors import TurnledgerError
+from schemas.tables import (
+    GROUP_KEY,
+    TRAJECTORY_KEY,
+    TURN_KEY,
+    Excluded,
+    Executions,
+    ExecutionStatus,
+    ParseError,
+    Prompts,
+    TurnRewards,
+    Turns,
+    Verdict,
+)
+from stages.grading import grade
+
+
+def score_turns(
+    prompts: dy.DataFrame[Prompts],
+    turns: dy.DataFrame[Turns],
+    executions: dy.DataFrame[Executions],
+    config: TurnRewardsConfig,
+) -> dy.DataFrame[TurnRewards]:
+    """Returns the reward of every turn, each component in its own column.
+
+    A trajectory with an execution of status `infrastructure` is excluded: its verdict, accuracy,
+    total, outcome and GRPO reward are null, for it is not known whether it would have been right.
+
+    Args:
+        prompts: Groups with their gold answers.
+        turns: What was generated; the answer of a trajectory is that of its last turn.
+        executions: What running the code did; turns without code have no row.
+        config: Penalties, rewards a turn, and the time limit of grading in seconds.
+
+    Returns:
+        One row a turn, in the order of the key.
+
+    Raises:
+        TurnledgerError: If a turn's task is not among the prompts, or grading cannot run.
+    """
+    _require_prompts(turns, prompts)
+    lost = executions.filter(pl.col("status") == ExecutionStatus.INFRASTRUCTURE.value)
+    scored = (
+        turns.select(*TURN_KEY, "code", "answer", "parse_error")
+        .with_columns(
+            is_last=pl.col("turn_index") == pl.col("turn_index").max().over(TRAJECTORY_KEY),
+            invalid=_invalid_call(config),
+        )
+        .join(
+            lost.select(*TRAJECTORY_KEY, excluded=pl.lit(Excluded.INFRASTRUCTURE.value)).unique(),
+            on=TRAJECTORY_KEY,
+            how="left",
+        )
+    )
+    rewarded = (
+        scored.join(_verdicts(scored, prompts, config), on=TRAJECTORY_KEY, how="left")
+        .with_columns(*_components(config))
+        .with_columns(total=pl.col("accuracy") + pl.col("format") + pl.col("no_tool"))
+    )
+    columns = rewarded.select(TurnRewards.column_names()).sort(TURN_KEY)
+    return TurnRewards.validate(columns, cast=True)
+
+
+def _require_prompts(turns: pl.DataFrame, prompts: pl.DataFrame) -> None:
+    strangers = turns.join(prompts, on=GROUP_KEY, how="anti")["task_id"].unique().sort()
+    if strangers.len():
+        raise TurnledgerError(
+            f"{strangers.len()} tasks of the turns are not among the prompts, first "
+            f"{', '.join(strangers.head(3))}: score turns with the prompts they were made of"
+        )
+
+
+def _invalid_call(config: TurnRewardsConfig) -> pl.Expr:
+    invalid = [ParseError.UNCLOSED_CODE.value, ParseError.EMPTY_CODE.value]
+    if config.syntax_error_is_invalid:
+        invalid.append(ParseError.SYNTAX_ERROR.value)
+    return pl.col("parse_error").cast(pl.String).is_in(invalid).fill_null(False)
+
+
+def _verdicts(
+    scored: pl.DataFrame, prompts: pl.DataFrame, config: TurnRewardsConfig
+) -> pl.DataFrame:
+    """Returns the verdict of every trajectory that is not excluded."""
+    final = scored.filter(pl.col("is_last") & pl.col("excluded").is_null())
+    pairs = final.rename({"answer": "prediction"}).join(
+        prompts.select(*GROUP_KEY, "answer"), on=GROUP_KEY, how="left", maintain_order="left"
+    )
+    verdict = grade(pairs.select("prediction", "answer"), time_s=config.grading_time_s)
+    return pairs.select(TRAJECTORY_KEY).with_columns(verdict)
+
+
+def _components(config: TurnRewardsConfig) -> list[pl.Expr]:
+    right = pl.col("verdict") == Verdict.RIGHT.value
+    called = pl.col("code").is_not_null() | pl.col("invalid")
+    well_formed = ~pl.col("invalid").any().over(TRAJECTORY_KEY)
+    silent_start = (pl.col("turn_index") == 0) & ~called
+    # `null & False` is False: what is not known must be made null explicitly.
+    known = pl.when(pl.col("verdict").is_not_null())
+    return [
+        known.then(right.cast(pl.Float64)).alias("outcome"),
+        known.then((right & pl.col("is_last")).cast(pl.Float64)).alias("accuracy"),
+        known.then((right & well_formed).cast(pl.Float64)).alias("grpo_reward"),
+        pl.when("invalid").then(config.invalid_call_penalty).otherwise(0.0).alias("format"),
+        pl.when(silent_start).then(config.no_tool_penalty).otherwise(0.0).alias("no_tool"),
+    ]

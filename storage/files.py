@@ -1,0 +1,121 @@
+"""Writing so that a reader sees all or nothing, also after a crash."""
+
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import StoreError
+from storage.digests import files_below
+
+_STALE_S = 24 * 3600
+
+
+@contextmanager
+def disk_errors(action: str, path: Path) -> Iterator[None]:
+    """Turns errors of the file system into one line for the user.
+
+    Raises:
+        StoreError: In place of any `OSError`: action, path and the system's words.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot {action} {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def staging_folder(tmp: Path) -> Iterator[Path]:
+    """Makes a folder to write in; what is left of it at the end is removed."""
+    folder = tmp / uuid.uuid4().hex
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_stale(tmp: Path) -> None:
+    """Removes what killed processes left in `tmp` more than a day ago, as far as it can."""
+    for path in tmp.glob("*"):
+        try:
+            is_stale = path.is_dir() and time.time() - path.stat().st_mtime > _STALE_S
+        except FileNotFoundError:  # another process was faster
+            continue
+        if is_stale:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Writes a file and waits until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Writes a JSON file in one atomic step, making its folder where needed.
+
+    Args:
+        path: File to make or to replace.
+        value: JSON value.
+        durable: Whether to wait until the disk has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    content = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    try:
+        if durable:
+            write_durably(temporary, content)
+        else:
+            temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        sync_path(path.parent)
+
+
+def sync_path(path: Path) -> None:
+    """Waits until the disk has a file's content or a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder_durably(folder: Path) -> None:
+    """Makes a folder with its parents, so that a crash does not lose their entries."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync_path(path.parent)
+
+
+def link_files(source: Path, target: Path, names: list[str]) -> None:
+    """Gives files a second name in another folder; copies where the file system cannot link."""
+    for name in names:
+        copy = target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source / name, copy)
+        except FileNotFoundError:
+            raise
+        except OSError:  # no hard links here, or too many of them
+            shutil.copyfile(source / name, copy)
+            sync_path(copy)
+
+
+def are_same_files(folder: Path, other: Path, *, besides: str) -> bool:
+    """Whether two folders hold the same files by inode, `besides` left out."""
+    names = [n for n in files_below(folder) if n != besides]
+    if names != [n for n in files_below(other) if n != besides]:
+        return False
+    return all((folder / n).samefile(other / n) for n in names)

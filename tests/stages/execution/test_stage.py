@@ -1,0 +1,147 @@
+"""The stage function and the observation text."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import dataframely as dy
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.tables import Executions, ExecutionStatus, Turns
+from stages.execution import execute_turns, observation_text
+from stages.execution.protocol import Outcome, outcome_frame
+from tests.stages.execution.frames import config_with
+
+statuses = st.sampled_from([status.value for status in ExecutionStatus])
+
+
+@given(status=statuses, stdout=st.text(), stderr=st.text(), max_chars=st.integers(1, 60))
+def test_observation_is_never_longer_than_allowed(status, stdout, stderr, max_chars):
+    assert len(observation_text(status, stdout, stderr, max_chars=max_chars)) <= max_chars
+
+
+@given(stdout=st.text(max_size=50).filter(str.strip))
+def test_short_output_is_shown_as_it_is(stdout):
+    assert observation_text("ok", stdout, "", max_chars=50) == stdout.strip()
+
+
+@given(stdout=st.text("abc", min_size=41, max_size=400), max_chars=st.integers(16, 40))
+def test_marker_says_how_many_characters_were_cut(stdout, max_chars):
+    text = observation_text("ok", stdout, "", max_chars=max_chars)
+    head, _, rest = text.partition("[")
+    count, _, tail = rest.partition(" cut]")
+    assert stdout.startswith(head)
+    assert stdout.endswith(tail)
+    assert len(head) + int(count) + len(tail) == len(stdout)
+
+
+@pytest.mark.parametrize(
+    ("status", "stdout", "stderr", "expected"),
+    [
+        ("ok", " \n", "a warning", "(no output)"),
+        ("error", "", "Traceback:\n  line\nNameError: name 'x'\n", "NameError: name 'x'"),
+        ("error", "1\n", "ValueError\n", "1\nValueError"),
+        ("error", "", "", "error"),
+        ("timeout", "partial", "", "timeout"),
+        ("memory", "", "", "out of memory"),
+        ("output_limit", "xxx", "", "too much output"),
+        ("refused", "", "reason", "refused"),
+        ("infrastructure", "", "reason", "not available"),
+    ],
+)
+def test_observation_of_each_status(status, stdout, stderr, expected):
+    assert observation_text(status, stdout, stderr, max_chars=256) == expected
+
+
+class EchoExecutor:
+    """Answers every snippet with its own code as output."""
+
+    def __init__(self) -> None:
+        self.seen: list[pl.DataFrame] = []
+
+    def execute(self, snippets: pl.DataFrame) -> pl.DataFrame:
+        self.seen.append(snippets)
+        return outcome_frame(snippets, [Outcome("ok", code, "", 0) for code in snippets["code"]])
+
+
+def turn_frame(rows: Sequence[tuple[str, str | None, str | None]]) -> dy.DataFrame[Turns]:
+    return Turns.validate(
+        pl.DataFrame(
+            [
+                {
+                    "task_id": "task",
+                    "sample_index": index,
+                    "turn_index": 0,
+                    "text": "text",
+                    "token_ids": [1],
+                    "logprobs": [-1.0],
+                    "finish_reason": finish_reason,
+                    "reasoning": "",
+                    "code": code,
+                    "answer": None,
+                    "parse_error": parse_error,
+                    "temperature": 1.0,
+                    "policy_version": 0,
+                    "seed": 0,
+                }
+                for index, (finish_reason, code, parse_error) in enumerate(rows)
+            ],
+            schema_overrides={"answer": pl.String, "code": pl.String, "parse_error": pl.String},
+        ),
+        cast=True,
+    )
+
+
+def encode(texts: Sequence[str]) -> list[list[int]]:
+    return [[ord(char) for char in text] for text in texts]
+
+
+def run_stage(rows):
+    executor = EchoExecutor()
+    config = config_with(observation_chars=16)
+    turns = turn_frame(rows)
+    table = execute_turns(turns, executor=executor, config=config, encode_observation=encode)
+    return table, executor
+
+
+def test_only_turns_with_code_are_executed():
+    table, executor = run_stage(
+        [
+            ("answer", None, None),
+            ("code", "print(1)", None),
+            ("code", None, "empty_code"),
+            ("length", None, "unclosed_code"),
+            ("end", "print(2)", None),
+            ("code", "print(", "syntax_error"),
+        ]
+    )
+    assert executor.seen[0]["code"].to_list() == ["print(1)", "print("]
+    assert table["sample_index"].to_list() == [1, 5]
+
+
+def test_result_is_a_valid_table_with_its_tokens():
+    table, _ = run_stage([("code", "1+1", None)])
+    assert Executions.is_valid(table)
+    assert table["observation"].to_list() == ["1+1"]
+    assert table["observation_token_ids"].to_list() == [[49, 43, 49]]
+
+
+def test_observation_is_bounded_by_the_configuration():
+    table, _ = run_stage([("code", "x" * 100, None)])
+    assert table["observation"].to_list() == ["xxxx[93 cut]xxx"]
+
+
+def test_no_turns_with_code_give_an_empty_valid_table():
+    table, _ = run_stage([("answer", None, None)])
+    assert table.height == 0
+    assert Executions.is_valid(table)
+
+
+def test_import_is_light():
+    heavy = {"torch", "prefect", "transformers"}
+    code = f"import sys, stages.execution; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,158 @@
+"""What a snippet does decides its status, exit code and texts."""
+
+import pytest
+
+from stages.execution.protocol import why_refused
+from tests.stages.execution.frames import isolated, run_one, snippet_frame
+
+
+def test_printing_snippet_is_ok(executor):
+    row = run_one(executor, "print('é', 1 + 1)")
+    assert (row["status"], row["stdout"], row["stderr"], row["exit_code"]) == ("ok", "é 2\n", "", 0)
+
+
+def test_times_are_measured(executor):
+    row = run_one(executor, "import time\nwhile time.process_time() < 0.3: pass")
+    assert row["wall_s"] >= 0.2
+    assert row["cpu_s"] >= 0.2
+
+
+def test_exception_is_an_error_with_its_own_frames_only(executor):
+    row = run_one(executor, "def f():\n    return math.pi\nf()")
+    assert (row["status"], row["exit_code"]) == ("error", 1)
+    lines = row["stderr"].splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1].startswith("NameError: name 'math' is not defined")
+    assert all('"<snippet>"' in line for line in lines if line.startswith("  File"))
+
+
+def test_code_that_is_no_python_is_an_error(executor):
+    row = run_one(executor, "print(1")
+    assert row["status"] == "error"
+    assert "SyntaxError" in row["stderr"].splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "exit_code"),
+    [
+        ("import sys; sys.exit(0)", "ok", 0),
+        ("import sys; sys.exit()", "ok", 0),
+        ("import sys; sys.exit('reason')", "error", 1),
+        ("import os; os._exit(3)", "error", 3),
+        ("raise KeyboardInterrupt", "error", 1),
+        ("import ctypes; ctypes.string_at(0)", "error", None),
+        ("import os; os.abort()", "error", None),
+        ("input()", "error", 1),
+    ],
+)
+def test_end_decides_status_and_exit_code(executor, code, status, exit_code):
+    row = run_one(executor, code)
+    assert (row["status"], row["exit_code"]) == (status, exit_code)
+
+
+def test_segfault_names_the_signal(executor):
+    assert run_one(executor, "import ctypes; ctypes.string_at(0)")["stderr"] == "SIGSEGV\n"
+
+
+def test_sleeping_too_long_is_a_timeout_that_keeps_what_was_printed(hasty_executor):
+    row = run_one(hasty_executor, "import time; print('before'); time.sleep(60)")
+    assert (row["status"], row["stdout"], row["exit_code"]) == ("timeout", "before\n", None)
+
+
+def test_computing_in_one_long_call_is_a_timeout(hasty_executor):
+    assert run_one(hasty_executor, "sum(range(10**12))")["status"] == "timeout"
+
+
+def test_ignoring_every_signal_is_a_timeout(hasty_executor):
+    code = "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n"
+    row = run_one(hasty_executor, code + "    except (OSError, ValueError): pass\nwhile True: pass")
+    assert row["status"] == "timeout"
+
+
+def test_cpu_limit_is_a_timeout():
+    executor = isolated(cpu_time_s=1)
+    row = run_one(executor, "while True: pass")
+    assert row["status"] == "timeout"
+    assert row["wall_s"] < 15
+
+
+def test_closing_every_descriptor_does_not_escape_the_wall_time(hasty_executor):
+    row = run_one(hasty_executor, "import os, time; os.closerange(0, 64); time.sleep(60)")
+    assert row["status"] == "timeout"
+
+
+@pytest.mark.parametrize(
+    "code", ["x = bytearray(10**10)", "x = []\nwhile True: x.append('x' * 10**6)"]
+)
+def test_too_much_memory_is_memory(executor, code):
+    assert run_one(executor, code)["status"] == "memory"
+
+
+def test_memory_error_that_is_caught_is_ok(executor):
+    code = "try: bytearray(10**10)\nexcept MemoryError: print('caught')"
+    row = run_one(executor, code)
+    assert (row["status"], row["stdout"]) == ("ok", "caught\n")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_endless_output_is_cut_at_the_limit(stream):
+    executor = isolated(output_kib=3)
+    code = f"import sys\nwhile True: print('x' * 99, file=sys.{stream})"
+    row = run_one(executor, code)
+    assert row["status"] == "output_limit"
+    assert len(row["stdout"]) + len(row["stderr"]) == 3 * 1024
+
+
+def test_output_at_the_limit_is_ok():
+    executor = isolated(output_kib=1)
+    row = run_one(executor, "print('x' * 1024, end='')")
+    assert (row["status"], row["stdout"]) == ("ok", "x" * 1024)
+
+
+def test_output_that_is_no_text_is_replaced(executor):
+    row = run_one(executor, r"import os; os.write(1, b'\xff\x00ok')")
+    assert (row["status"], row["stdout"]) == ("ok", "\ufffd\0ok")
+
+
+def test_code_with_a_null_character_is_refused(executor):
+    row = run_one(executor, "print(1)\0")
+    assert (row["status"], row["stdout"], row["wall_s"]) == ("refused", "", None)
+
+
+def test_code_with_a_lone_surrogate_would_be_refused():
+    assert why_refused("print('\ud800')") is not None
+    assert why_refused("print('\U0001f600')") is None
+
+
+def test_threads_are_joined_and_exit_functions_run(executor):
+    code = (
+        "import atexit, threading, time\n"
+        "atexit.register(print, 'last')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()\n"
+    )
+    assert run_one(executor, code)["stdout"] == "thread\nlast\n"
+
+
+def test_random_numbers_differ_between_snippets(executor):
+    rows = executor.execute(snippet_frame(["import random; print(random.random())"] * 4))
+    assert rows["stdout"].n_unique() == 4
+
+
+def test_sets_of_strings_have_one_order(executor):
+    rows = executor.execute(snippet_frame(["print({'a', 'b', 'c', 'd', 'e', 'f'})"] * 4))
+    assert rows["stdout"].n_unique() == 1
+
+
+def test_installed_packages_can_be_imported(executor):
+    pytest.importorskip("numpy")
+    row = run_one(executor, "import numpy; print(int(numpy.arange(4).sum()))")
+    assert (row["status"], row["stdout"]) == ("ok", "6\n"), row["stderr"]
+
+
+def test_main_module_holds_what_the_snippet_defines(executor):
+    code = (
+        "import dataclasses, pickle\n"
+        "@dataclasses.dataclass\nclass Point:\n    x: 'int'\n"
+        "print(__name__, pickle.loads(pickle.dumps(Point(3))).x)\n"
+    )
+    assert run_one(executor, code)["stdout"] == "__main__ 3\n"

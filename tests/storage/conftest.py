@@ -1,0 +1,71 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from schemas.refs import StageOutput
+from storage import Fingerprint, Slot, Store
+
+_HERE = str(Path(__file__).parent)
+sys.path.insert(0, _HERE)
+
+from storage_builders import fingerprint, slot, updates  # noqa: E402
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store", create=True)
+
+
+@pytest.fixture
+def put(store: Store) -> Callable[..., StageOutput]:
+    """Stores updates; where nothing else is said, those of one slot and one fingerprint."""
+
+    def put(
+        at: Slot | None = None,
+        of: Fingerprint | None = None,
+        *,
+        frame: pl.DataFrame | None = None,
+        replace: bool = False,
+    ) -> StageOutput:
+        return store.write(
+            at or slot(),
+            of or fingerprint(),
+            tables={"updates": updates() if frame is None else frame},
+            seconds=1.0,
+            parents=[],
+            replace=replace,
+        )
+
+    return put
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts Python processes that know the builders; kills what is left of them."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *args: str | Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, args)],
+            env={**os.environ, "PYTHONPATH": _HERE},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()

@@ -1,0 +1,111 @@
+import signal
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from schemas.errors import StoreError
+from storage import RunParent, RunRecord, Store
+
+Start = Callable[..., subprocess.Popen[str]]
+
+HOLDER = """
+import sys
+from storage import Store
+with Store.open(sys.argv[1]).lock_run("demo"):
+    print("held", flush=True)
+    sys.stdin.readline()
+print("released", flush=True)
+"""
+
+
+def record(name: str = "demo", **parts: object) -> RunRecord:
+    now = datetime.now(UTC)
+    known = {"config": {"seed": 0}, "config_digest": "d", "status": "finished"}
+    return RunRecord.model_validate(
+        {"name": name, "created_at": now, "updated_at": now, **known, **parts}
+    )
+
+
+def heard(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_runs_returns_saved_records_by_name(store: Store) -> None:
+    parent = RunParent(run="a", iteration=2, stage="advantages", overrides=["advantages.gamma=1"])
+    saved = [store.save_run(record("b", parent=parent)), store.save_run(record("a"))]
+    assert store.runs() == saved[::-1]
+
+
+def test_save_run_replaces_and_notes_the_time(store: Store) -> None:
+    first = store.save_run(record(iterations_done=1))
+    second = store.save_run(first.model_copy(update={"iterations_done": 2}))
+    assert store.run_record("demo") == second
+    assert second.updated_at > first.updated_at
+
+
+def test_run_record_names_the_known_runs(store: Store) -> None:
+    store.save_run(record("a"))
+    with pytest.raises(StoreError, match=r"run demo is not in .*; known runs: a"):
+        store.run_record("demo")
+
+
+def test_run_record_tells_a_damaged_file(store: Store) -> None:
+    store.save_run(record())
+    store.layout.run_file("demo").write_text("{")
+    with pytest.raises(StoreError, match=r"damaged run record .*run\.json"):
+        store.run_record("demo")
+
+
+def test_lock_run_refuses_a_second_process_by_pid(store: Store, start: Start) -> None:
+    holder = start(HOLDER, store.root)
+    assert heard(holder) == "held"
+    message = rf"run demo is being trained by another process \(pid {holder.pid}\)"
+    with pytest.raises(StoreError, match=message), store.lock_run("demo"):
+        pass
+
+
+def test_lock_run_does_not_hold_other_runs(store: Store, start: Start) -> None:
+    assert heard(start(HOLDER, store.root)) == "held"
+    with store.lock_run("other"):
+        pass
+
+
+def test_lock_run_ends_with_a_killed_process(store: Store, start: Start) -> None:
+    holder = start(HOLDER, store.root)
+    assert heard(holder) == "held"
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with store.lock_run("demo"):
+        pass
+
+
+def test_lock_run_can_be_taken_again_after_release(store: Store) -> None:
+    for _ in range(2):
+        with store.lock_run("demo"):
+            pass
+
+
+def test_running_run_of_a_killed_process_is_interrupted(store: Store, start: Start) -> None:
+    store.save_run(record(status="running"))
+    holder = start(HOLDER, store.root)
+    assert heard(holder) == "held"
+    assert [run.status for run in store.runs()] == ["running"]
+    holder.kill()
+    holder.wait()
+    assert [run.status for run in store.runs()] == ["interrupted"]
+
+
+def test_looking_at_runs_does_not_keep_a_trainer_out(store: Store, start: Start) -> None:
+    store.save_run(record(status="running"))
+    watcher = start(
+        "import sys\nfrom storage import Store\nstore = Store.open(sys.argv[1])\n"
+        "print('watching', flush=True)\nwhile True: store.runs()\n",
+        store.root,
+    )
+    assert heard(watcher) == "watching"
+    for _ in range(50):
+        with store.lock_run("demo"):
+            pass

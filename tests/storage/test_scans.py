@@ -1,0 +1,115 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from storage_builders import fingerprint, slot, turns, updates
+
+import storage
+from schemas.errors import StoreError
+from schemas.refs import StageOutput
+from schemas.tables import TABLES
+from storage import Store
+
+Put = Callable[..., StageOutput]
+
+
+def put_run(store: Store, run: str = "demo") -> None:
+    """Two iterations of two shards and two turns, and one evaluation."""
+    for iteration in range(2):
+        for shard in range(2):
+            for turn in range(2):
+                place = slot("rollout", run=run, iteration=iteration, shard=shard, turn=turn)
+                frame = turns((f"task{shard}", 0, turn))
+                key = fingerprint(config={"place": place.uri})
+                store.write(place, key, tables={"turns": frame}, seconds=0, parents=[])
+        key = fingerprint(config={"iteration": iteration, "run": run})
+        place = slot(run=run, iteration=iteration)
+        store.write(place, key, tables={"updates": updates()}, seconds=0, parents=[])
+    place = slot("rollout", run=run, split="evaluation", iteration=0, shard=0, turn=0)
+    key = fingerprint(config={"place": place.uri})
+    store.write(place, key, tables={"turns": turns(("held_out", 0, 0))}, seconds=0, parents=[])
+
+
+def test_hive_scan_reads_a_whole_run(store: Store) -> None:
+    put_run(store)
+    pattern = f"{store.root}/run=demo/iteration=*/split=train/stage=rollout/**/turns.parquet"
+    frame = pl.scan_parquet(pattern, hive_partitioning=True).collect()
+    keys = frame.select("iteration", "shard", "turn", "task_id").rows()
+    assert keys == [(i, s, t, f"task{s}") for i in range(2) for s in range(2) for t in range(2)]
+
+
+def test_open_table_gives_run_iteration_and_the_schema(store: Store) -> None:
+    put_run(store, "7")
+    put_run(store, "other")
+    frame = storage.open_table(store.root, "7", "turns").collect()
+    expected = {"run": pl.String, "iteration": pl.Int32, **pl.Schema(TABLES["turns"].schema)}
+    assert dict(frame.schema) == expected
+    assert frame.select("run", "iteration", "task_id", "turn_index").rows() == [
+        ("7", i, f"task{s}", t) for i in range(2) for s in range(2) for t in range(2)
+    ]
+
+
+def test_open_table_reads_an_evaluation(store: Store) -> None:
+    put_run(store)
+    frame = storage.open_table(str(store.root), "demo", "turns", split="evaluation").collect()
+    assert frame["task_id"].to_list() == ["held_out"]
+
+
+def test_open_table_works_below_folders_that_look_like_globs_and_partitions(
+    tmp_path: Path,
+) -> None:
+    store = Store.open(tmp_path / "env=[prod]*" / "store", create=True)
+    put_run(store)
+    assert storage.open_table(store.root, "demo", "updates").collect().height == 4
+
+
+def test_open_table_puts_tables_of_different_depth_together(store: Store, put: Put) -> None:
+    put(slot(iteration=0, shard=1), fingerprint(seed=1))
+    put(slot(iteration=1), fingerprint(seed=2))
+    frame = storage.open_table(store.root, "demo", "updates").collect()
+    assert sorted(frame["iteration"].unique()) == [0, 1]
+
+
+def test_open_table_names_the_known_runs(store: Store) -> None:
+    put_run(store)
+    with pytest.raises(StoreError, match=r"run other is not in .*; known runs: demo"):
+        storage.open_table(store.root, "other", "turns")
+
+
+def test_open_table_names_the_known_tables(store: Store) -> None:
+    put_run(store)
+    with pytest.raises(StoreError, match=r"table turn is unknown; known tables: .*turns"):
+        storage.open_table(store.root, "demo", "turn")
+
+
+def test_open_table_tells_that_there_is_nothing_yet(store: Store) -> None:
+    put_run(store)
+    with pytest.raises(StoreError, match="run demo has no table advantages of split train yet"):
+        storage.open_table(store.root, "demo", "advantages")
+
+
+def test_open_table_refuses_an_unknown_split(store: Store) -> None:
+    put_run(store)
+    with pytest.raises(StoreError, match="split test is unknown; known splits: train, evaluation"):
+        storage.open_table(store.root, "demo", "turns", split="test")
+
+
+def test_open_table_asks_which_of_two_stages(store: Store, put: Put) -> None:
+    put()
+    put(slot("cold_start"), fingerprint(seed=1), frame=updates(rows=5))
+    with pytest.raises(StoreError, match="stages cold_start, optimisation: name one"):
+        storage.open_table(store.root, "demo", "updates")
+    one = storage.open_table(store.root, "demo", "updates", stage="cold_start")
+    assert one.collect().height == 5
+
+
+def test_open_table_refuses_a_newer_schema(store: Store, put: Put) -> None:
+    put()
+    path = store.root / slot().uri / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["tables"]["updates"]["schema_version"] = 2
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match=r"newer version .*: upgrade turnledger"):
+        storage.open_table(store.root, "demo", "updates")
