@@ -99,19 +99,19 @@ def quickstart(
     picture = store / f"run={run}" / "accuracy.png"
     draw_accuracy(accuracy, f"{run}: GTPO from the cold start", picture)
     last = settings.iterations
-    typer.echo(f"picture     {picture}")
-    typer.echo(f"tables      {store / f'run={run}'}/iteration=*/split=*/stage=*/")
-    typer.echo("Look at a table:")
-    typer.echo(f"  turnledger show advantages --store {store} --run {run} --iteration {last}")
-    typer.echo("Change one stage and compute only what depends on it, without a rollout:")
+    command = Path(sys.argv[0])
+    place = f"--store {store} --run {run}"
+    read = f"storage.open_table('{store}', '{run}', 'turns').collect()"
     typer.echo(
-        f"  turnledger rerun advantages --store {store} --run {run} --iteration {last} "
-        "--set gamma=0.95"
-    )
-    typer.echo("Open any table of the run in Polars:")
-    typer.echo(
-        f"  python -c \"import storage; print(storage.open_table('{store}', '{run}', "
-        "'turns').collect())\""
+        f"""picture     {picture}
+tables      {store / f"run={run}"}/iteration=*/split=*/stage=*/
+Look at a table:
+  {command} show advantages {place} --iteration {last}
+Change one stage; its rollouts are taken over, only what depends on it is computed:
+  {command} rerun advantages {place} --iteration {last} --set gamma=0.95
+Open any table of the run in Polars:
+  {sys.executable} -c "import storage; print({read})"
+"""
     )
     first, final = accuracy["avg_at_k"][0], accuracy["avg_at_k"][-1]
     typer.echo(
@@ -201,7 +201,10 @@ def runs(store: StoreOption = DEFAULT_STORE) -> None:
             " ".join([origin, *(parent.overrides if parent else [])]),
             record.message or "",
         )
-    Console().print(table if table.row_count else f"no run in {store}")
+    if table.row_count:
+        Console(width=max(Console().width, 160)).print(table)
+    else:
+        typer.echo(f"no run in {store}")
 
 
 @app.command()
@@ -366,3 +369,7 @@ def _as_toml(config: "RunConfig") -> str:
         for key, value in section.items():
             lines.append(f"# {key} is unset" if value is None else f"{key} = {json.dumps(value)}")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

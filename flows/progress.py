@@ -98,9 +98,9 @@ class Display:
             self._progress.update(self._bar, completed=iteration)
         elif stage == "cold_start":
             updates = self._store.read(event.output.tables["cold_start_updates"])
-            loss = updates["loss"].tail(50).mean()
-            said = "without training" if loss is None else f"loss {loss:.2f}"
-            self._print(f"cold start  {len(updates)} steps, {said}, {event.seconds:.0f} s")
+            losses = updates["loss"].tail(50).to_list()
+            said = f"loss {sum(losses) / len(losses):.2f}" if losses else "without training"
+            self._print(f"cold start: {len(updates)} steps, {said}, {event.seconds:.0f} s")
 
     def _description(self, last: Slot) -> str:
         names = []
@@ -110,4 +110,4 @@ class Display:
         return ", ".join(names[:2]) if names else last.stage
 
     def _print(self, line: str) -> None:
-        self._progress.console.print(line, highlight=False)
+        self._progress.console.print(line, highlight=False, soft_wrap=True)

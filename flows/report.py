@@ -1,6 +1,7 @@
 """What a finished run looks like: accuracy by iteration as a table and as a picture."""
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from rich.table import Table
@@ -30,29 +31,29 @@ def accuracy_by_iteration(store: str | Path, run: str) -> pl.DataFrame:
 
 def accuracy_table(accuracy: pl.DataFrame) -> Table:
     """Lays accuracy out for the terminal."""
-    k = accuracy["samples"].max()
-    table = Table(title="Held-out accuracy by iteration", title_justify="left")
+    k = _most_samples(accuracy)
+    table = Table(title="Held-out accuracy by iteration", title_justify="left", box=None)
     for name in (
         "iteration",
         f"avg@{k}",
-        "95 % interval",
+        "95 %",
         f"pass@{k}",
         "turns",
         "calls",
-        "failed calls",
+        "failed",
     ):
-        table.add_column(name, justify="right")
-    table.add_column("")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for row in accuracy.iter_rows(named=True):
         table.add_row(
             str(row["iteration"]),
             _number(row["avg_at_k"]),
-            f"{_number(row['low'])} to {_number(row['high'])}",
+            f"{_number(row['low'])}-{_number(row['high'])}",
             _number(row["pass_at_k"]),
             _number(row["turns"]),
             _number(row["tool_calls"]),
             _number(row["failed_tool_call_share"]),
-            "█" * round(30 * (row["avg_at_k"] or 0)),
+            "█" * round(20 * (row["avg_at_k"] or 0)),
         )
     return table
 
@@ -64,7 +65,7 @@ def draw_accuracy(accuracy: pl.DataFrame, title: str, path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     iterations = accuracy["iteration"].to_numpy()
-    k = accuracy["samples"].max()
+    k = _most_samples(accuracy)
     shown = accuracy.drop_nulls("avg_at_k")
     axes.fill_between(shown["iteration"], shown["low"], shown["high"], alpha=0.2, linewidth=0)
     axes.plot(shown["iteration"], shown["avg_at_k"], marker="o", label=f"avg@{k}, 95 % interval")
@@ -113,7 +114,7 @@ def outcome_line(store: Store, iteration: int, outputs: dict[str, StageOutput]) 
         f"invalid calls {_share(rewards['format'] < 0)}",
     ]
     if len(updates):
-        parts.append(f"entropy {updates['entropy'].mean():.3f}")
+        parts.append(f"entropy {_number(updates['entropy'].mean())}")
     else:
         parts.append("no group to learn from")
     return "  ".join(parts)
@@ -129,10 +130,16 @@ def evaluation_line(store: Store, iteration: int, output: StageOutput) -> str:
     )
 
 
-def _number(value: object) -> str:
+def _most_samples(accuracy: pl.DataFrame) -> int:
+    """Returns k of avg@k."""
+    return max(accuracy["samples"].to_list(), default=0)
+
+
+def _number(value: Any) -> str:
+    """Writes a number with two decimals; nothing known is a dash."""
     return "-" if value is None else f"{value:.2f}"
 
 
 def _share(values: pl.Series) -> str:
     mean = values.mean()
-    return "  -" if mean is None else f"{mean:4.0%}"
+    return "  -" if not isinstance(mean, float) else f"{mean:4.0%}"

@@ -1,7 +1,8 @@
 """The stages as Prefect tasks: references and a config in, references out.
 
-A task reads its input tables, hands frames to the stage, and stores what comes back. Retries are
-off: what fails here fails the same way again.
+A task reads its input tables, hands frames to the stage, and stores what comes back. Only the
+execution of code is retried, and only when the machine failed it: all else fails the same way
+again.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import dataframely as dy
 import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.states import State
 from pydantic import BaseModel, ConfigDict
 
 from flows.binding import Place, Produced, open_store, run_stage
@@ -29,6 +31,7 @@ from schemas.config import (
     SimilarityConfig,
     TurnRewardsConfig,
 )
+from schemas.errors import ExecutorError
 from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
 from schemas.tables import (
     Advantages,
@@ -98,6 +101,11 @@ class Trajectories(BaseModel):
         refs |= {f"turns.{i}": ref for i, ref in enumerate(self.turns)}
         refs |= {f"executions.{i}": ref for i, ref in enumerate(self.executions)}
         return refs
+
+
+def is_executor_failure(task: object, run: object, state: State[Any]) -> bool:
+    """Says whether a task failed because the machine could not run code, which may pass."""
+    return isinstance(state.data, ExecutorError)
 
 
 @task(task_run_name="problems", **OPTIONS)
@@ -266,7 +274,13 @@ def rollout_task(
     return output.tables["turns"]
 
 
-@task(task_run_name="execution {place.iteration} shard {shard.index} turn {turn}", **OPTIONS)
+@task(
+    task_run_name="execution {place.iteration} shard {shard.index} turn {turn}",
+    retries=2,
+    retry_delay_seconds=1,
+    retry_condition_fn=is_executor_failure,
+    **OPTIONS,
+)
 def execution_task(
     place: Place,
     shard: Shard,

@@ -158,10 +158,13 @@ def roll_out(
                         place, shard, turn, turns[index][-1], first, config.execution
                     )
                 )
+    sampled = [future for chain in turns for future in chain]
+    executed = [future for chain in executions for future in chain]
+    tables = results_of(sampled + executed)
     return Trajectories(
         prompts=prompts,
-        turns=tuple(results_of([f for chain in turns for f in chain])),
-        executions=tuple(results_of([f for chain in executions for f in chain])),
+        turns=tuple(tables[: len(sampled)]),
+        executions=tuple(tables[len(sampled) :]),
     )
 
 

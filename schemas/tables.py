@@ -217,7 +217,7 @@ class ShapedRewards(dy.Schema):
     sample_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Trajectory in its group."})
     turn_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Turn in its trajectory."})
     shaping = _category(Shaping, "What shaping did to the trajectory.")
-    peers = dy.Int32(min=0, metadata={"doc": "Right trajectories of the group, |P|."})
+    peers = dy.Int32(min=0, metadata={"doc": "Right trajectories of the group with code, |P|."})
     similarity_mean = dy.Float64(
         nullable=True, metadata={"doc": "Mean similarity to the peers; null if not shaped."}
     )

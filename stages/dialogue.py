@@ -42,10 +42,11 @@ class Dialogue:
         """Looks the control tokens up.
 
         Args:
-            tokenizer: A fast tokenizer that knows every tag as one token.
+            tokenizer: A fast tokenizer that knows every tag as one special token.
 
         Raises:
-            PolicyError: If a tag or the end token is missing.
+            PolicyError: If a tag or the end token is missing, or if inserted text could forge a
+                tag, because the tokenizer does not hold it for a special token.
         """
         self.tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
@@ -54,6 +55,12 @@ class Dialogue:
             what = missing[0] if missing else "an end-of-sequence token"
             raise PolicyError(f"the policy's tokenizer does not know {what}: run the cold start")
         self._ids: dict[str, int] = {tag: vocabulary[tag] for tag in TAGS}
+        for tag, ids in zip(TAGS, self._encode(TAGS, control_tokens=False), strict=True):
+            if not set(ids).isdisjoint(self._ids.values()):
+                raise PolicyError(
+                    f"the policy's tokenizer takes {tag} in inserted text for a control token: "
+                    "make it a special token and run the cold start"
+                )
         self.code_end_id = self._ids["</code>"]
         self.answer_end_id = self._ids["</answer>"]
         self.eos_id = int(tokenizer.eos_token_id)
@@ -77,6 +84,8 @@ class Dialogue:
 
     def decode_turns(self, token_ids: list[list[int]]) -> list[str]:
         """Returns the text of sampled turns, control tags included."""
+        if not token_ids:
+            return []
         return list(self.tokenizer.batch_decode(token_ids, skip_special_tokens=False))
 
     def _encode_between(self, opening: str, texts: Sequence[str], closing: str) -> list[list[int]]:
@@ -147,8 +156,9 @@ def parse_turns(turns: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-# A policy writes literals such as `3if`; what Python thinks of them is not for our terminal.
-warnings.filterwarnings("ignore", category=SyntaxWarning, module="<turn>")
+# A policy writes literals such as `3if`; what Python thinks of them is not for our terminal. Up to
+# Python 3.11 the category is DeprecationWarning. Where warnings are errors it would be no Python.
+warnings.filterwarnings("ignore", module="<turn>")
 
 
 def _is_no_python(code: str) -> bool:

@@ -17,6 +17,19 @@ from schemas.tables import (
 from stages.grading import grade
 
 BOOTSTRAP_DRAWS = 2_000
+SUMMARY_SCHEMA = {
+    "benchmark": pl.String,
+    "problems": pl.Int64,
+    "samples": pl.Int64,
+    "avg_at_k": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "pass_at_k": pl.Float64,
+    "left_out": pl.Int64,
+    "tool_calls": pl.Float64,
+    "failed_tool_call_share": pl.Float64,
+    "turns": pl.Float64,
+}
 
 
 def evaluate(
@@ -71,11 +84,12 @@ def summarise(evaluations: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
     (mean over problems of the share of right samples), `low` and `high` (95 % percentile
     bootstrap over problems, 2,000 draws), `pass_at_k` (share of problems with a right sample),
     `left_out` (samples without an outcome), `tool_calls` (mean a sample),
-    `failed_tool_call_share` and `turns` (mean a sample).
+    `failed_tool_call_share` and `turns` (mean a sample). A problem without any outcome counts for
+    none of the means over problems.
     """
     by_problem = evaluations.group_by("benchmark", "task_id", maintain_order=True).agg(
         share=pl.col("correct").cast(pl.Float64).mean(),
-        solved=pl.col("correct").any().cast(pl.Float64),
+        solved=pl.col("correct").cast(pl.Float64).max(),
         samples=pl.len(),
     )
     rows = []
@@ -101,7 +115,7 @@ def summarise(evaluations: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
                 "turns": samples["turns"].mean(),
             }
         )
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return pl.DataFrame(rows, schema=SUMMARY_SCHEMA)
 
 
 def _bootstrap_interval(shares: np.ndarray, seed: int) -> tuple[float | None, float | None]:

@@ -1,5 +1,6 @@
 """Prompts: which problems an iteration asks, and how the policy sees them."""
 
+import math
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -53,7 +54,8 @@ def pick_problems(
 
     The set is passed through again and again, in a new order each time; the pick is a function
     of the iteration alone, so a resumed run continues where it stopped. Where a pass ends within
-    an iteration, the rest comes from the next pass, without a problem already picked.
+    an iteration, the rest comes from the next pass, in which what the iteration has already
+    picked is put off until later.
 
     Args:
         problems: The set.
@@ -69,15 +71,19 @@ def pick_problems(
             f"{len(problems)} problems are fewer than the {count} of an iteration: "
             "add problems or lower rollout.prompts"
         )
-    start = (iteration - 1) * count
-    first_pass, last_pass = start // len(problems), (start + count - 1) // len(problems)
-    orders = [
-        np.random.default_rng(derive_seed(seed, number)).permutation(len(problems))
-        for number in range(first_pass, last_pass + 1)
-    ]
-    head = orders[0][start - first_pass * len(problems) :][:count]
-    rest = [index for order in orders[1:] for index in order if index not in set(head.tolist())]
-    picked = np.concatenate([head, np.array(rest, dtype=np.int64)])[:count]
+    size, start = len(problems), (iteration - 1) * count
+    last_pass = (start + count - 1) // size
+    # Passes begin together with an iteration every `period` passes, and depend on none before.
+    period = count // math.gcd(size, count)
+    before = order = np.empty(0, dtype=np.int64)
+    for number in range(last_pass - last_pass % period, last_pass + 1):
+        shuffled = np.random.default_rng(derive_seed(seed, number)).permutation(size)
+        from_before = number * size % count
+        taken = order[size - from_before :]
+        head = shuffled[~np.isin(shuffled, taken)][: count - from_before]
+        before, order = order, np.concatenate([head, shuffled[~np.isin(shuffled, head)]])
+    asked = np.concatenate([before, order])
+    picked = asked[start - (last_pass + 1) * size :][:count]
     rows: pl.DataFrame = problems[picked.tolist()]
     return Problems.validate(rows)
 

@@ -51,6 +51,10 @@ def _recurrence(n: int, modulus: int) -> int:
     return a % modulus
 
 
+def _power_modulo(base: int, exponent: int, modulus: int) -> int:
+    return pow(base, exponent, modulus)
+
+
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="product",
@@ -81,7 +85,7 @@ FAMILIES: tuple[Family, ...] = (
             "Find its power {0}, modulo {1}.",
         ),
         code="print(pow({x}, {0}, {1}))",
-        compute=lambda x, e, m: pow(x, e, m),
+        compute=_power_modulo,
     ),
     Family(
         name="range_sum",

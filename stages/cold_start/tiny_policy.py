@@ -75,11 +75,16 @@ def make_model(tokenizer: PreTrainedTokenizerBase, config: PolicyConfig, *, seed
 
 
 def adapt_to_tags(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Teaches a foreign policy the control tags, in place: new tokens, embeddings resized."""
+    """Teaches a foreign policy the control tags, in place.
+
+    Tags that are tokens already keep their numbers and become special; for the others there are
+    new tokens, and the embeddings are resized.
+    """
     known = tokenizer.get_vocab()
-    missing = [tag for tag in TAGS if tag not in known]
-    if missing:
+    plain = [tag for tag in TAGS if tag not in tokenizer.all_special_tokens]
+    if plain:
         tokenizer.add_special_tokens(
-            {"additional_special_tokens": missing}, replace_extra_special_tokens=False
+            {"additional_special_tokens": plain}, replace_extra_special_tokens=False
         )
+    if any(tag not in known for tag in TAGS):
         model.resize_token_embeddings(len(tokenizer))

@@ -18,7 +18,8 @@ class Batch:
     """Trajectories end to end; the tokens of trajectory i are `offsets[i]` to `offsets[i + 1]`.
 
     For a prompt of two tokens, a turn of two and an observation of one, `trained` reads
-    `[0, 0, 1, 1, 0]`.
+    `[0, 0, 1, 1, 0]` if another trained turn follows. What stands after the last trained token
+    of a trajectory is left out: nothing learns from it.
     """
 
     token_ids: NDArray[np.int64]  # [tokens]
@@ -55,18 +56,30 @@ def make_batch(
     executions: dy.DataFrame[Executions],
     advantages: dy.DataFrame[Advantages],
 ) -> Batch:
-    """Lays out every trajectory that has at least one turn with an advantage.
+    """Lays out every trajectory that has at least one sampled token with an advantage.
 
     Raises:
-        TurnledgerError: If advantages and turns are not of the same turns, or an advantage is
-            not a finite number; the key of the first such turn is named.
+        TurnledgerError: If advantages and turns are not of the same turns, a turn has no prompt,
+            or an advantage is not a finite number; the key of the first such turn is named.
     """
-    _refuse_strangers(turns, advantages)
+    _refuse_strangers(prompts, turns, advantages)
     history = turns.join(executions, on=TURN_KEY, how="left").join(
         advantages.select(*TURN_KEY, "advantage"), on=TURN_KEY
     )
-    taught = history.filter(pl.col("advantage").is_not_null()).select(TRAJECTORY_KEY).unique()
-    history = history.join(taught, on=TRAJECTORY_KEY, how="semi")
+    last_taught = (
+        history.filter(pl.col("advantage").is_not_null(), pl.col("token_ids").list.len() > 0)
+        .group_by(TRAJECTORY_KEY)
+        .agg(last_taught=pl.col("turn_index").max())
+    )
+    taught = last_taught.select(TRAJECTORY_KEY)
+    # The last observation may have outgrown the context, which is why nothing was sampled after.
+    history = (
+        history.join(last_taught, on=TRAJECTORY_KEY)
+        .filter(pl.col("turn_index") <= pl.col("last_taught"))
+        .with_columns(
+            pl.when(pl.col("turn_index") < pl.col("last_taught")).then("observation_token_ids")
+        )
+    )
     sampled, inserted = pl.col("token_ids").list.len(), pl.col("observation_token_ids").list.len()
     tokens_of_turns = history.sort(TURN_KEY).select(
         *TRAJECTORY_KEY,
@@ -152,7 +165,14 @@ def pad(batch: Batch, trajectories: NDArray[np.int64], device: torch.device) -> 
     )
 
 
-def _refuse_strangers(turns: dy.DataFrame[Turns], advantages: dy.DataFrame[Advantages]) -> None:
+def _refuse_strangers(
+    prompts: dy.DataFrame[Prompts],
+    turns: dy.DataFrame[Turns],
+    advantages: dy.DataFrame[Advantages],
+) -> None:
+    strangers = turns.join(prompts, on="task_id", how="anti").head(1)
+    if len(strangers):
+        raise TurnledgerError(f"a turn without its prompt: {strangers.select(TURN_KEY).rows()[0]}")
     for frame, other, what in (
         (advantages, turns, "an advantage without its turn"),
         (turns, advantages, "a turn without its advantage"),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from schemas.config import OptimisationConfig
+from schemas.errors import TurnledgerError
 from schemas.tables import Updates
 from stages.optimisation.batches import Batch, Padded, pad, split_by_tokens
 from stages.optimisation.losses import clipped_token_loss
@@ -38,6 +39,9 @@ def optimise(
 
     Returns:
         One row a step, and the optimiser's state.
+
+    Raises:
+        TurnledgerError: If a gradient is not finite; the step is not taken.
     """
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -49,11 +53,18 @@ def optimise(
     order = np.random.default_rng(seed).permutation(len(batch))
     minibatches = [part for part in np.array_split(order, config.minibatches) if len(part)]
     rows = []
-    model.train()
+    # Not in training mode: dropout would part the ratios from what was sampled.
+    model.eval()
+    model.zero_grad(set_to_none=True)
     for step, trajectories in enumerate(minibatches):
         started = time.perf_counter()
         measured = _accumulate(model, batch, trajectories, config)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        if not bool(norm.isfinite()):
+            raise TurnledgerError(
+                f"optimiser step {step}: the gradient is not finite; lower "
+                "optimisation.learning_rate"
+            )
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         rows.append(
@@ -67,7 +78,6 @@ def optimise(
             }
         )
         on_step(step + 1, len(minibatches))
-    model.eval()
     frame = pl.DataFrame(rows, schema=Updates.create_empty().schema)
     return Updates.validate(frame), optimiser.state_dict()
 

@@ -16,11 +16,14 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from schemas.errors import PolicyError
 from stages.randomness import uniforms
 from stages.rollout.engine import Generations, Requests
 
 PREFILL_TOKENS = 8_192
 """Tokens of one prefill pass, padding included: bounds the memory of activations."""
+PREFILL_TOKENS_ON_CPU = 1_024
+"""The same on a CPU, where activations that leave the cache cost more than further passes."""
 COMPACT_BELOW = 0.7
 """Finished rows are dropped when fewer than this share of the batch still runs."""
 
@@ -57,6 +60,10 @@ class TransformersEngine:
 
         Returns:
             Sampled tokens with their log-probabilities, in the order of the requests.
+
+        Raises:
+            PolicyError: If the policy yields no numbers, or attends to fewer tokens than a
+                context with its continuation has.
         """
         if not requests.contexts:
             return Generations(token_ids=[], logprobs=[])
@@ -87,6 +94,8 @@ class TransformersEngine:
                 token = token[batch.running]
                 batch.keep(batch.running)
             batch.logits = self._forward(batch, token)
+        if not bool(logprobs.isfinite().all()):
+            raise PolicyError("the policy yields no finite log-probabilities: its weights diverged")
         ends = lengths.tolist()
         return Generations(
             token_ids=[row[:end] for row, end in zip(tokens.tolist(), ends, strict=True)],
@@ -95,11 +104,12 @@ class TransformersEngine:
 
     def _forward(self, batch: "_Batch", token: torch.Tensor) -> torch.Tensor:
         """Feeds one token a row; returns the next logits, [rows, vocabulary]."""
-        batch.positions += 1
+        # Finished rows stay where they are: beyond the last position a model may know none.
+        batch.positions += batch.running
         columns = batch.cache.get_seq_length() + 1
         output = self._model(
             input_ids=token[:, None],
-            attention_mask=batch.visible[:, None, None, :columns],
+            attention_mask=self._mask(batch.visible[:, None, None, :columns]),
             position_ids=batch.positions[:, None],
             past_key_values=batch.cache,
             use_cache=True,
@@ -115,10 +125,12 @@ class TransformersEngine:
         contexts = [torch.tensor(context) for context in distinct]
         lengths = torch.tensor([len(context) for context in contexts])
         width = int(lengths.max())
+        self._refuse_short_attention(width + budget)
+        tokens_at_once = PREFILL_TOKENS_ON_CPU if device.type == "cpu" else PREFILL_TOKENS
         caches, logits = [], []
         by_length = torch.argsort(lengths, descending=True, stable=True).tolist()
         while by_length:
-            rows_at_once = max(1, PREFILL_TOKENS // len(contexts[by_length[0]]))
+            rows_at_once = max(1, tokens_at_once // len(contexts[by_length[0]]))
             part, by_length = by_length[:rows_at_once], by_length[rows_at_once:]
             cache, last = self._prefill_part([contexts[i] for i in part])
             caches.append((part, cache))
@@ -154,13 +166,29 @@ class TransformersEngine:
         mask |= torch.eye(width, dtype=torch.bool)
         output = self._model(
             input_ids=ids.to(device),
-            attention_mask=mask[:, None].to(device),
+            attention_mask=self._mask(mask[:, None].to(device)),
             position_ids=(columns - pads[:, None]).clamp(min=0).to(device),
             past_key_values=DynamicCache(),
             use_cache=True,
             logits_to_keep=1,
         )
         return output.past_key_values, output.logits[:, -1]
+
+    def _mask(self, visible: torch.Tensor) -> torch.Tensor:
+        """Returns the attention mask in the form that the model's attention takes."""
+        if self._model.config._attn_implementation == "sdpa":
+            return visible
+        hidden = torch.finfo(self._model.dtype).min
+        return torch.zeros_like(visible, dtype=self._model.dtype).masked_fill_(~visible, hidden)
+
+    def _refuse_short_attention(self, tokens: int) -> None:
+        """Refuses what a sliding window would cut, which the masks made here do not do."""
+        window = getattr(self._model.config.get_text_config(), "sliding_window", None)
+        if window is not None and tokens > window:
+            raise PolicyError(
+                f"the policy attends to {window} tokens at most, {tokens} are needed: "
+                "sliding-window attention is not supported beyond its window"
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -208,8 +236,8 @@ class _PreallocatedLayer(DynamicLayer):
         return self.filled
 
     def keep(self, chosen: torch.Tensor, first: int) -> None:
-        self.keys = self.keys[chosen][:, :, first:]
-        self.values = self.values[chosen][:, :, first:]
+        self.keys = self.keys[:, :, first:][chosen]
+        self.values = self.values[:, :, first:][chosen]
         self.filled -= first
 
 

@@ -1,0 +1,48 @@
+# Everything happens in a virtual environment of its own, built from tested versions.
+PYTHON ?= python3
+VENV ?= .venv
+# The CPU build by default; on a machine with a GPU: make quickstart TORCH=torch==2.13.0
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+STORE ?= turnledger-store
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+INSTALLED = $(VENV)/.installed
+
+.PHONY: help quickstart test soak check format bench clean
+
+help:  ## Lists the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing torch (CPU build) and the rest, about two minutes"
+	@$(PIP) install --quiet --constraint constraints.txt "$(TORCH)" 2>/dev/null \
+		|| $(PIP) install --quiet --constraint constraints.txt "$(TORCH)" --extra-index-url $(TORCH_INDEX)
+	@$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+quickstart: $(INSTALLED)  ## Sets up and trains the embedded policy, then says what to try next
+	$(VENV)/bin/turnledger quickstart --store $(STORE)
+
+test: $(INSTALLED)  ## Sets up and runs the everyday tests
+	$(VENV)/bin/python -m pytest -m "not soak"
+
+soak: $(INSTALLED)  ## Runs the long tests
+	$(VENV)/bin/python -m pytest -m soak
+
+check: $(INSTALLED)  ## Runs the static checks
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(INSTALLED)  ## Formats the sources
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
+	$(VENV)/bin/python benchmarks/throughput.py
+	$(VENV)/bin/python benchmarks/orchestration.py
+
+clean:  ## Removes the environment and caches, never a store
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,65 @@
+"""A training of a few seconds, and the command line as a user runs it."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+SMALL = (
+    "iterations=2",
+    "cold_start.steps=40",
+    "cold_start.demonstrations=400",
+    "policy.hidden_size=32",
+    "policy.layers=2",
+    "policy.heads=2",
+    "policy.feed_forward_size=64",
+    "rollout.prompts=6",
+    "rollout.samples=4",
+    "rollout.max_turns=3",
+    "rollout.max_turn_tokens=60",
+    "evaluation.problems=4",
+    "evaluation.samples=2",
+    "evaluation.every=2",
+    "compute.threads=1",
+    "problems.levels=[1]",
+    # A policy this small is never right: its groups differ in form alone.
+    "advantages.groups_without_outcome_variance=keep",
+)
+"""Settings of a training that takes a few seconds and still does everything."""
+
+
+@dataclass(frozen=True)
+class Cli:
+    """Runs `turnledger` as a user does, in a process of its own."""
+
+    environment: dict[str, str]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str, timeout_s: float = 200) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def train(self, store: Path, *overrides: str, run: str = "small") -> str:
+        done = self.run("train", "--store", str(store), "--run", run, *sets(*SMALL, *overrides))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def sets(*overrides: str) -> list[str]:
+    """Turns overrides into command-line options."""
+    return [part for override in overrides for part in ("--set", override)]

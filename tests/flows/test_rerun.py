@@ -1,0 +1,149 @@
+from pathlib import Path
+
+import polars as pl
+import pytest
+from small_runs import Cli
+
+import flows.tasks
+from flows.events import StageEvent, listening
+from flows.rerun import rerun
+from flows.sessions import branch_config, branch_name, session
+from schemas.errors import StoreError
+from schemas.tables import TURN_KEY
+from storage import RunParent, Store, open_table
+from storage.digests import folder_digest
+
+
+def rerun_stage(store: Path, stage: str, iteration: int, overrides: list[str]) -> str:
+    opened = Store.open(store)
+    _, config = branch_config(opened, "small", stage, overrides)
+    parent = RunParent(run="small", iteration=iteration, stage=stage, overrides=overrides)
+    name = branch_name(opened, "small", parent, config)
+    with session(opened, name, config, parent=parent):
+        rerun(str(opened.root), "small", name, iteration, stage, config)
+    return name
+
+
+def test_rerun_of_advantages_starts_no_model_and_no_sandbox_for_them(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a rollout was started")
+
+    monkeypatch.setattr(flows.tasks, "engine_of", refuse)
+    monkeypatch.setattr(flows.tasks, "executor_of", refuse)
+    events: list[StageEvent] = []
+    with listening(events.append):
+        rerun_stage(trained, "advantages", 1, ["gamma=0.5"])
+    computed = [event.slot.stage for event in events if event.kind == "computed"]
+    assert computed == ["advantages", "optimisation"]
+
+
+def test_rerun_keeps_the_old_result_beside_the_new_one(trained: Path) -> None:
+    before = folder_digest(trained / "run=small" / "iteration=0001")
+    branch = rerun_stage(trained, "advantages", 1, ["gamma=0.25"])
+    assert folder_digest(trained / "run=small" / "iteration=0001") == before
+    old, new = (
+        open_table(trained, run, "advantages").filter(iteration=1).collect()
+        for run in ("small", branch)
+    )
+    assert set(old["gamma"]) == {0.9}
+    assert set(new["gamma"]) == {0.25}
+
+
+def test_rerun_computes_returns_with_the_new_discount(trained: Path) -> None:
+    branch = rerun_stage(trained, "advantages", 1, ["gamma=0.5"])
+    rows = open_table(trained, branch, "advantages").collect().sort(TURN_KEY)
+    for _, trajectory in rows.group_by("task_id", "sample_index"):
+        expected = 0.0
+        for row in reversed(trajectory.rows(named=True)):
+            expected = row["reward"] + 0.5 * expected
+            assert row["return"] == pytest.approx(expected)
+
+
+def test_rerun_leaves_a_branch_with_every_table_of_the_iteration(trained: Path) -> None:
+    branch = rerun_stage(trained, "advantages", 1, ["gamma=0.5"])
+    for table in ("turns", "executions", "turn_rewards", "shaped_rewards"):
+        old, new = (
+            open_table(trained, run, table).filter(iteration=1).drop("run").collect()
+            for run in ("small", branch)
+        )
+        assert old.equals(new), table
+
+
+def test_the_same_rerun_again_finds_its_branch(trained: Path) -> None:
+    first = rerun_stage(trained, "similarity", 1, ["alpha=0.25"])
+    events: list[StageEvent] = []
+    with listening(events.append):
+        assert rerun_stage(trained, "similarity", 1, ["alpha=0.25"]) == first
+    assert {event.kind for event in events} == {"reused"}
+
+
+def test_rerun_takes_rollouts_over_although_their_code_changed(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.binding
+
+    real = flows.binding._code
+    edited = {"rollout": {"stages.rollout": "edited"}, "execution": {"stages": "edited"}}
+    monkeypatch.setattr(flows.binding, "_code", lambda stage: edited.get(stage) or real(stage))
+    events: list[StageEvent] = []
+    with listening(events.append):
+        rerun_stage(trained, "turn_rewards", 1, ["no_tool_penalty=-0.3"])
+    computed = {event.slot.stage for event in events if event.kind == "computed"}
+    assert computed == {"turn_rewards", "similarity", "advantages", "optimisation"}
+
+
+def test_changed_reward_rule_reaches_the_rewards(trained: Path) -> None:
+    branch = rerun_stage(trained, "turn_rewards", 1, ["no_tool_penalty=-0.3"])
+    rewards = open_table(trained, branch, "turn_rewards").collect()
+    assert set(rewards["no_tool"].unique()) <= {0.0, -0.3}
+
+
+def test_rerun_of_an_evaluated_iteration_evaluates_the_new_policy(trained: Path) -> None:
+    branch = rerun_stage(trained, "optimisation", 2, ["learning_rate=0.01"])
+    frame = open_table(trained, branch, "evaluations", split="evaluation").collect()
+    assert set(frame["iteration"]) == {2}
+
+
+def test_rerun_of_the_cold_start_iteration_is_refused(trained: Path) -> None:
+    with pytest.raises(StoreError, match="iteration 0 holds only the cold start"):
+        rerun_stage(trained, "advantages", 0, ["gamma=0.125"])
+
+
+def test_rerun_of_an_iteration_that_was_never_trained_is_refused(trained: Path) -> None:
+    with pytest.raises(StoreError, match="no policy of iteration 8"):
+        rerun_stage(trained, "advantages", 9, ["gamma=0.125"])
+
+
+def test_command_says_what_changed(cli: Cli, trained: Path) -> None:
+    done = cli.run(
+        *("rerun", "advantages", "--store", str(trained), "--run", "small"),
+        *("--iteration", "1", "--set", "gamma=0.75", "--into", "told"),
+    )
+    assert done.returncode == 0, done.stderr
+    old, new = (
+        open_table(trained, run, "advantages").filter(iteration=1).collect()
+        for run in ("small", "told")
+    )
+    changed = old.join(new, on=TURN_KEY, suffix="_new").filter(
+        ~pl.col("advantage").eq_missing(pl.col("advantage_new"))
+    )
+    assert f"{old.height} turns, {changed.height} changed" in done.stdout
+
+
+def test_evaluate_with_more_samples_goes_into_a_branch(cli: Cli, trained: Path) -> None:
+    done = cli.run(
+        *("evaluate", "--store", str(trained), "--run", "small"),
+        *("--set", "samples=3", "--into", "more"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "avg@3" in done.stdout
+    frame = open_table(trained, "more", "evaluations", split="evaluation").collect()
+    assert frame.height == 12
+
+
+def test_evaluate_without_changes_finds_the_stored_result(cli: Cli, trained: Path) -> None:
+    done = cli.run("evaluate", "--store", str(trained), "--run", "small")
+    assert done.returncode == 0, done.stderr
+    assert "0 stage runs computed" in done.stdout
