@@ -13,7 +13,7 @@ import dataframely as dy
 import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import State
+from prefect.client.schemas.objects import State
 from pydantic import BaseModel, ConfigDict
 
 from flows.binding import Place, Produced, open_store, run_stage

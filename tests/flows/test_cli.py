@@ -250,7 +250,7 @@ def test_show_tells_counts_schema_and_rows(
 
 def test_runs_lists_status_and_progress(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = subprocess_free("runs", "--store", str(trained), capsys=capsys)
-    line = next(line for line in out.splitlines() if line.startswith("small "))
+    line = next(line for line in out.splitlines() if line.split()[:1] == ["small"])
     assert "finished" in line
     assert "2 of 2" in line
 
