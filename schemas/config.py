@@ -7,7 +7,7 @@ Unknown keys and impossible values are refused by name before anything runs.
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,7 +17,7 @@ from schemas.errors import ConfigError
 class Section(BaseModel):
     """Base of all sections: immutable, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ProblemsConfig(Section):
@@ -29,7 +29,7 @@ class ProblemsConfig(Section):
     answer_field: str = "answer"
     id_field: str | None = "id"
     """Field of the identifier; rows without one are named by their position."""
-    levels: tuple[int, ...] = Field((1, 2, 3), min_length=1)
+    levels: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field((1, 2, 3), min_length=1)
     """Embedded families: numbers of chained steps of a problem, drawn evenly."""
 
 

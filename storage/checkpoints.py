@@ -2,10 +2,15 @@
 
 import contextlib
 import io
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,6 +22,11 @@ from transformers.utils import logging as transformers_logging
 from schemas.errors import PolicyError
 
 OPTIMISER_FILE = "optimiser.pt"
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What the loaders raise at files that are not what they should be."""
 
 
 def save_policy(
@@ -25,8 +35,12 @@ def save_policy(
     tokenizer: PreTrainedTokenizerBase,
     optimiser_state: dict[str, Any] | None,
 ) -> None:
-    """Writes a policy into an empty folder, which `load_policy` and transformers both open."""
-    with _quiet():
+    """Writes a policy into an empty folder, which `load_policy` and transformers both open.
+
+    Raises:
+        OSError: If the file system refuses, with the system's error number where it is known.
+    """
+    with _quiet(), _system_errors():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     if optimiser_state is not None:
@@ -50,13 +64,24 @@ def load_policy(
         raise PolicyError(f"{folder} is no model folder: config.json is missing")
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+            opened: Any = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except UNREADABLE as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PolicyError(f"{folder} cannot be opened as a policy: {first_line}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+    model: PreTrainedModel = opened[0]
+    if missing := sorted(opened[1]["missing_keys"]):
+        # transformers draws these at random, and says so only in its log.
+        raise PolicyError(f"{folder} cannot be opened as a policy: it has no weights {missing[0]}")
+    # Without files transformers makes some tokenizers up: with special tokens and no others.
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not (
+        tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    ):
         raise PolicyError(f"{folder} holds no tokenizer")
+    for how_opened in ("is_local", "local_files_only"):  # would be saved with the tokenizer
+        tokenizer.init_kwargs.pop(how_opened, None)
     model.to(device)  # type: ignore[arg-type]  # transformers declares it without self
     return model.eval(), tokenizer
 
@@ -68,6 +93,22 @@ def load_optimiser_state(folder: str | Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """Makes `OSError` of what the Rust writers raise, which keeps the number in the text only."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers raises no narrower class
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is not None:
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        if isinstance(error, SafetensorError):
+            raise OSError(str(error)) from error
+        raise
 
 
 @contextlib.contextmanager

@@ -1,0 +1,81 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docs_pages import DOCS, PAGES, Block, blocks_of
+from docs_workplace import TRAIN, Workplace, commands_of
+
+from schemas.config import RunConfig
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+COMMANDS = [block for block in BLOCKS if block.is_command]
+SECTIONS = [name for name in RunConfig.model_fields if name not in ("seed", "iterations")]
+
+
+def run_commands(block: Block, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    if block.script.strip() == TRAIN:  # made the shared run, through the shell
+        return
+    commands = commands_of(block.script)
+    if commands is not None:
+        workplace.run_here(commands, monkeypatch)
+        return
+    done = workplace.run(block.script)
+    assert done.returncode == 0, f"{block.name}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_shows_runs(
+    page: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace.folder)
+    names: dict[str, Any] = {"__name__": page.stem}
+    for block in blocks_of(page):
+        if block.why_not_run is not None or block.is_part_of_example:
+            continue
+        if block.is_command:
+            run_commands(block, workplace, monkeypatch)
+        elif block.language == "python":
+            exec(compile(block.text, block.name, "exec"), names)
+
+
+@pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.name)
+def test_command_is_run_or_says_why_not(block: Block) -> None:
+    is_ours = block.script.startswith(("turnledger", "python"))
+    assert is_ours or block.why_not_run, f"{block.name}: add <!-- not run: REASON -->"
+
+
+def test_the_shared_run_is_made_as_the_pages_say() -> None:
+    shown = [block.script.strip() for block in COMMANDS if block.page == "operations.md"]
+    assert TRAIN in shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_setting_that_a_page_names_exists(page: Path) -> None:
+    named = re.findall(rf"(?<![\w./])({'|'.join(SECTIONS)})\.([a-z_]+)\b", page.read_text())
+    suffixes = {"md", "py", "parquet", "toml"}
+    unknown = {
+        f"{section}.{key}"
+        for section, key in named
+        if key not in suffixes
+        and key not in getattr(RunConfig.model_fields[section].annotation, "model_fields", {})
+    }
+    assert not unknown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_names_no_place_of_one_machine(page: Path) -> None:
+    assert not re.search(r"/(?:work|root|home|tmp/)\b", page.read_text())
+
+
+def test_every_page_is_linked_from_another() -> None:
+    for page in DOCS.glob("*.md"):
+        others = [other for other in PAGES if other != page]
+        assert any(f"{page.name}" in other.read_text() for other in others), page.name

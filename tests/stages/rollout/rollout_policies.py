@@ -1,0 +1,213 @@
+"""Small policies and hand-made frames for the tests of sampling and optimisation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import dataframely as dy
+import numpy as np
+import polars as pl
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from schemas.config import parse_config
+from schemas.tables import Executions, Prompts, Turns
+from stages.cold_start.start import start_policy
+from stages.dialogue import Dialogue
+from stages.rollout.engine import Requests
+
+VOCABULARY = 40
+CONTEXT = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A policy that calls the tool now and then."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    dialogue: Dialogue
+
+
+@lru_cache(maxsize=1)
+def started_policy() -> Policy:
+    """Trains for about two seconds: enough for calls, answers and endless turns to occur."""
+    config = parse_config(
+        """
+        problems.levels = [1]
+        policy = {hidden_size = 48, layers = 2, feed_forward_size = 96, vocabulary_size = 300}
+        cold_start = {steps = 80, demonstrations = 640, batch_size = 8, warmup_steps = 5}
+        """
+    )
+    started = start_policy(config, given=None, seed=0)
+    return Policy(
+        model=started.model,
+        tokenizer=started.tokenizer,
+        dialogue=Dialogue(started.tokenizer),
+    )
+
+
+def random_model(
+    kind: str, *, attention: str = "sdpa", window: int | None = None
+) -> PreTrainedModel:
+    """Makes a model whose weights are large enough for sharp distributions."""
+    common = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": CONTEXT,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = GPT2Config(
+            vocab_size=VOCABULARY,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=CONTEXT,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        model = GPT2LMHeadModel._from_config(config, attn_implementation=attention)
+    elif kind == "llama":
+        config = LlamaConfig(**common, num_key_value_heads=2)
+        model = LlamaForCausalLM._from_config(config, attn_implementation=attention)
+    elif kind == "mistral":
+        config = MistralConfig(**common, num_key_value_heads=2, sliding_window=window)
+        model = MistralForCausalLM._from_config(config, attn_implementation=attention)
+    else:
+        config = Qwen3Config(**common, num_key_value_heads=4, head_dim=8)
+        model = Qwen3ForCausalLM._from_config(config, attn_implementation=attention)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def ragged_contexts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    random = np.random.default_rng(seed)
+    return [random.integers(1, VOCABULARY, size=length).tolist() for length in lengths]
+
+
+def requests(
+    contexts: list[list[int]],
+    *,
+    seeds: Sequence[int] | None = None,
+    limits: int | Sequence[int] = 20,
+    stop_ids: tuple[int, ...] = (0, 1),
+    temperature: float = 1.0,
+) -> Requests:
+    rows = len(contexts)
+    return Requests(
+        contexts=contexts,
+        seeds=np.array(range(rows) if seeds is None else seeds, dtype=np.int64),
+        max_new_tokens=np.broadcast_to(np.array(limits, dtype=np.int64), rows).copy(),
+        stop_ids=stop_ids,
+        temperature=temperature,
+    )
+
+
+def recomputed_logprobs(
+    model: PreTrainedModel, context: list[int], tokens: list[int], temperature: float
+) -> torch.Tensor:
+    """Scores one continuation by a plain forward pass, without cache, mask or batch."""
+    if not tokens:
+        return torch.zeros(0)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([context + tokens]), use_cache=False).logits[0]
+    distribution = (logits[len(context) - 1 : -1].double() / (temperature or 1)).log_softmax(-1)
+    return distribution[torch.arange(len(tokens)), torch.tensor(tokens)].float()
+
+
+def prompts_of(token_ids: Mapping[str, list[int]]) -> dy.DataFrame[Prompts]:
+    rows = [
+        {
+            "task_id": task,
+            "problem": "?",
+            "answer": "1",
+            "source": "test",
+            "level": None,
+            "prompt_token_ids": ids,
+        }
+        for task, ids in token_ids.items()
+    ]
+    return Prompts.validate(pl.DataFrame(rows), cast=True)
+
+
+def turns_of(
+    rows: Mapping[tuple[str, int, int], tuple[list[int], list[float]]],
+    *,
+    temperature: float = 1.0,
+    finish_reasons: Mapping[tuple[str, int, int], str] | None = None,
+) -> dy.DataFrame[Turns]:
+    """Returns turns from key to tokens and log-probabilities; calls unless told otherwise."""
+    reasons = finish_reasons or {}
+    frame = pl.DataFrame(
+        [
+            {
+                "task_id": key[0],
+                "sample_index": key[1],
+                "turn_index": key[2],
+                "text": "",
+                "token_ids": tokens,
+                "logprobs": logprobs,
+                "finish_reason": reasons.get(key, "code"),
+                "reasoning": "",
+                "code": "pass",
+                "answer": None,
+                "parse_error": None,
+                "temperature": temperature,
+                "policy_version": 0,
+                "seed": 0,
+            }
+            for key, (tokens, logprobs) in rows.items()
+        ],
+        schema_overrides={"token_ids": pl.List(pl.Int32), "logprobs": pl.List(pl.Float32)},
+    )
+    return Turns.validate(frame, cast=True)
+
+
+def executions_of(
+    observations: Mapping[tuple[str, int, int], list[int]],
+    *,
+    statuses: Mapping[tuple[str, int, int], str] | None = None,
+) -> dy.DataFrame[Executions]:
+    """Returns one execution a key, from key to observation tokens; `ok` unless told otherwise."""
+    if not observations:
+        return Executions.create_empty()
+    known = statuses or {}
+    frame = pl.DataFrame(
+        [
+            {
+                "task_id": key[0],
+                "sample_index": key[1],
+                "turn_index": key[2],
+                "status": known.get(key, "ok"),
+                "stdout": "",
+                "stderr": "",
+                "exit_code": 0,
+                "wall_s": 0.0,
+                "cpu_s": 0.0,
+                "observation": "",
+                "observation_token_ids": ids,
+            }
+            for key, ids in observations.items()
+        ],
+        schema_overrides={"observation_token_ids": pl.List(pl.Int32)},
+    )
+    return Executions.validate(frame, cast=True)
