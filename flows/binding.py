@@ -21,11 +21,11 @@ from storage import Fingerprint, Slot, Store, module_closure
 from storage.layout import Split
 
 CODE: dict[str, tuple[str, ...]] = {
-    "problems": ("schemas.tables",),
+    "problems": ("storage.problems",),
     "cold_start": ("stages.cold_start.training", "stages.cold_start.demonstrations",
                    "stages.cold_start.tiny_policy"),
     "prompts": ("stages.prompts", "stages.dialogue"),
-    "rollout": ("stages.rollout", "stages.rollout.transformers_engine"),
+    "rollout": ("stages.rollout", "stages.rollout.transformers_engine", "stages.shards"),
     "execution": (
         "stages.execution",
         "stages.execution._supervisor",
@@ -174,7 +174,7 @@ def adopt(place: Place, source: Slot, target: Slot) -> StageOutput | None:
 def _code(stage: str) -> dict[str, str]:
     closure: dict[str, str] = {}
     for module in CODE[stage]:
-        closure |= module_closure(module)
+        closure |= module_closure(module, packages=("stages", "storage", "schemas"))
     return closure
 
 

@@ -243,7 +243,9 @@ def show(
 
 def main() -> None:
     """Runs the command; errors that a person can mend end in one line and exit code 1."""
+    # What fails is told in one line here; Prefect's own log would add pages to it.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_SERVER_LEVEL", "CRITICAL")
     try:
         app()
     except TurnledgerError as error:
@@ -293,6 +295,7 @@ def _rerun(
 ) -> None:
     """Runs a stage again into a branch and says what came of it."""
     from flows.report import accuracy_by_iteration, accuracy_table, changes_of_advantages
+    from flows.rerun import find_policies
     from flows.sessions import branch_config, branch_name, check_inputs
     from storage import RunParent, Store
 
@@ -304,6 +307,7 @@ def _rerun(
     name = source if in_place else into or branch_name(opened, source, parent, config)
     if name == source and not in_place:
         raise ConfigError(f"--into {into} is the run itself: name another one")
+    find_policies(opened, source, iteration, stage)
     check_inputs(config)
     typer.echo(f"rerun of {stage} in iteration {iteration} of {source}, into {name}")
 
@@ -313,6 +317,9 @@ def _rerun(
         rerun_flow(str(opened.root), source, name, iteration, stage, config)
 
     _in_session(opened, name, config, None if in_place else parent, work)
+    record = opened.run_record(name)
+    done = max(record.iterations_done, iteration)
+    opened.save_run(record.model_copy(update={"iterations_done": done}))
     if stage == "evaluation":
         accuracy = accuracy_by_iteration(store, name)
         Console().print(accuracy_table(accuracy))

@@ -26,7 +26,7 @@ from flows.train import (
 from schemas.config import RunConfig
 from schemas.errors import StoreError
 from schemas.refs import CheckpointRef, StageOutput, TableRef
-from storage import Slot
+from storage import Slot, Store
 
 RerunStage = Literal[
     "prompts",
@@ -70,14 +70,9 @@ def rerun(
     """
     old = Place(store=store, run=source, iteration=iteration)
     new = Place(store=store, run=into, iteration=iteration)
-    first = _checkpoint(store, old.model_copy(update={"iteration": 0}).slot("cold_start"))
-    if stage == "evaluation":
-        policy = _policy_after(store, old)
-    else:
-        if iteration == 0:
-            raise StoreError("iteration 0 holds only the cold start: it has no stage to rerun")
-        before = _policy_after(store, old.model_copy(update={"iteration": iteration - 1}))
-        policy = _learn_again(old, new, stage, before, first, config)
+    first, policy = find_policies(open_store(store), source, iteration, stage)
+    if stage != "evaluation":
+        policy = _learn_again(old, new, stage, policy, first, config)
     was_evaluated = _is_stored(store, old.model_copy(update={"split": "evaluation"}))
     if stage == "evaluation" or was_evaluated:
         problems = load_problem_sets(new.model_copy(update={"iteration": 0}), config)
@@ -148,24 +143,42 @@ def _adopted(source: Slot, place: Place, target: Slot) -> StageOutput:
     return output
 
 
-def _policy_after(store: str, place: Place) -> CheckpointRef:
-    stage = "cold_start" if place.iteration == 0 else "optimisation"
-    return _checkpoint(store, place.slot(stage))
+def find_policies(
+    store: Store, source: str, iteration: int, stage: RerunStage
+) -> tuple[CheckpointRef, CheckpointRef]:
+    """Returns what a rerun starts from: the policy of the cold start, and the one to work on.
 
-
-def _checkpoint(store: str, slot: Slot) -> CheckpointRef:
-    """Returns the policy in a slot.
+    An evaluation works on the policy that the iteration made, the other stages on the one that
+    it began with. A branch holds only what was computed or taken over for it; the rest is found
+    in the run that it was branched off.
 
     Raises:
-        StoreError: If the slot holds none.
+        StoreError: If a policy is missing, or if the iteration has no such stage.
     """
-    manifest = open_store(store).manifest(slot)
-    checkpoint = None if manifest is None else manifest.output(slot.uri).checkpoint
-    if checkpoint is None:
-        raise StoreError(
-            f"run {slot.run} holds no policy of iteration {slot.iteration}: train it that far"
-        )
-    return checkpoint
+    first = _policy_of(store, source, 0)
+    if stage == "evaluation":
+        return first, _policy_of(store, source, iteration)
+    if iteration == 0:
+        raise StoreError("iteration 0 holds only the cold start: it has no stage to rerun")
+    prompts = Slot(run=source, iteration=iteration, split="train", stage="prompts")
+    if store.manifest(prompts) is None:
+        raise StoreError(f"run {source} holds no rollout of iteration {iteration}")
+    return first, _policy_of(store, source, iteration - 1)
+
+
+def _policy_of(store: Store, run: str, iteration: int) -> CheckpointRef:
+    """Returns the policy that an iteration of a run, or of the run it came from, made."""
+    stage = "cold_start" if iteration == 0 else "optimisation"
+    holder: str | None = run
+    while holder is not None:
+        slot = Slot(run=holder, iteration=iteration, split="train", stage=stage)
+        manifest = store.manifest(slot)
+        checkpoint = None if manifest is None else manifest.output(slot.uri).checkpoint
+        if checkpoint is not None:
+            return checkpoint
+        parent = store.run_record(holder).parent
+        holder = None if parent is None else parent.run
+    raise StoreError(f"run {run} holds no policy of iteration {iteration}: train it that far")
 
 
 def _is_stored(store: str, place: Place) -> bool:

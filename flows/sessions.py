@@ -20,6 +20,7 @@ def check_inputs(config: RunConfig) -> None:
     Raises:
         ProblemFileError: If a problem file is missing.
         PolicyError: If the policy folder is no model folder.
+        ConfigError: If torch cannot use the device.
         ExecutorError: If code cannot be isolated on this machine.
     """
     for key, path in (
@@ -31,9 +32,22 @@ def check_inputs(config: RunConfig) -> None:
     folder = config.policy.path
     if folder is not None and not (Path(folder) / "config.json").is_file():
         raise PolicyError(f"policy.path: {folder} is no model folder: config.json is missing")
+    _check_device(config.compute.device)
     from flows.resources import executor_of
 
     executor_of(config.execution)
+
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"compute.device: torch cannot use {device} here: {reason}") from error
 
 
 def default_run_name(config: RunConfig) -> str:

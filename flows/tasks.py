@@ -47,9 +47,10 @@ from stages.cold_start import start_policy
 from stages.evaluation import evaluate
 from stages.execution import execute_turns
 from stages.optimisation import make_batch, optimise
-from stages.prompts import embedded_problems, make_prompts, pick_problems, take_shard
+from stages.prompts import embedded_problems, make_prompts, pick_problems
 from stages.randomness import derive_seed
 from stages.rollout import roll_out_turn
+from stages.shards import take_shard
 from stages.similarity import shape_rewards
 from stages.turn_rewards import score_turns
 from storage import Slot, load_problems

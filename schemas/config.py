@@ -139,7 +139,7 @@ class OptimisationConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     minibatches: int = Field(2, ge=1)
     """Optimiser steps of an iteration."""
-    micro_batch_tokens: int = Field(16_384, ge=1)
+    micro_batch_tokens: int = Field(4_096, ge=1)
     """Tokens of one forward pass, padding included."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.28, gt=0)

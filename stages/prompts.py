@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from random import Random
 
 import dataframely as dy
@@ -12,6 +13,9 @@ from schemas.errors import TurnledgerError
 from schemas.tables import Problems, Prompts
 from stages.cold_start.families import EmbeddedProblem, Split, draw_problems
 from stages.randomness import derive_seed
+
+DRAWS_A_PROBLEM = 50
+"""Draws after which a set that does not fill is given up."""
 
 
 def embedded_problems(
@@ -24,12 +28,21 @@ def embedded_problems(
         split: Training or held-out problems, which have none in common.
         levels: Numbers of chained steps, drawn evenly.
         seed: Seed of the draw.
+
+    Raises:
+        TurnledgerError: If the families do not hold that many.
     """
     distinct: dict[str, EmbeddedProblem] = {}
-    for problem in draw_problems(Random(seed), split=split, levels=levels):
+    drawn = draw_problems(Random(seed), split=split, levels=levels)
+    for problem in islice(drawn, DRAWS_A_PROBLEM * count):
         distinct.setdefault(problem.task_id, problem)
         if len(distinct) == count:
             break
+    else:
+        raise TurnledgerError(
+            f"the embedded families have not {count} distinct problems of these levels: "
+            "ask for fewer, or add higher problems.levels"
+        )
     return Problems.validate(
         pl.DataFrame(
             [
@@ -96,10 +109,3 @@ def make_prompts(
     return Prompts.validate(
         problems.with_columns(prompt_token_ids=pl.Series(token_ids, dtype=pl.List(pl.Int32)))
     )
-
-
-def take_shard(prompts: dy.DataFrame[Prompts], shard: int, shards: int) -> dy.DataFrame[Prompts]:
-    """Returns one of `shards` parts of whole groups, of sizes that differ by one at most."""
-    part = np.array_split(np.arange(len(prompts)), shards)[shard]
-    rows: pl.DataFrame = prompts[part.tolist()]
-    return Prompts.validate(rows)

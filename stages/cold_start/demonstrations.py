@@ -125,7 +125,8 @@ def _flawed_code(step: Step, flaw: str, random: Random) -> str:
         return step.code.removesuffix(")")
     if "import math\n" in step.code:
         return step.code.removeprefix("import math\n")
-    return step.code.replace(str(step.before), random.choice(("x", "n", "result")), 1)
+    unknown = random.choice(("x", "n", "result"))
+    return step.family.code.format(*step.parameters, x=unknown)
 
 
 def _run(code: str, max_chars: int) -> tuple[str, bool]:

@@ -4,7 +4,7 @@ A comment right before a fence says what the block is for:
 
     <!-- not run: REASON -->            a command or code that the tests leave out
     <!-- file: PATH -->                 the content of a new file of the worked example
-    <!-- insert before: PATH: LINE -->  lines that go before (or `after`) a line of a file
+    <!-- insert before: PATH: LINE -->  lines, marked +, to go before (or `after`) a line of a file
 
 `<!-- generated: KIND NAME -->` to `<!-- end -->` encloses what `generated_tables` writes.
 """
@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.glob("*.md")), *ROOT.glob("README.md")]
+PAGES = sorted(DOCS.glob("*.md"))
+PAGES_AND_README = [*PAGES, ROOT / "README.md"]
 COMMAND_LANGUAGES = ("bash", "console", "shell", "sh")
 
 _BLOCK = re.compile(
@@ -107,8 +108,8 @@ def edits_of(page: Path) -> list[Edit]:
         if block.comment.startswith("file: "):
             edits.append(Edit(path=block.comment.removeprefix("file: "), text=block.text))
         elif insert is not None:
-            parts = insert.groupdict()
-            edits.append(Edit(text=block.text, **parts))
+            added = re.sub(r"^\+", "", block.text, flags=re.M)
+            edits.append(Edit(text=added, **insert.groupdict()))
     return edits
 
 

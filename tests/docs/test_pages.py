@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs_pages import DOCS, PAGES, Block, blocks_of
+from docs_pages import DOCS, PAGES, PAGES_AND_README, Block, blocks_of
 from docs_workplace import TRAIN, Workplace, commands_of
 
 from schemas.config import RunConfig
@@ -50,7 +50,7 @@ def test_the_shared_run_is_made_as_the_pages_say() -> None:
     assert TRAIN in shown
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES_AND_README, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     missing = [target for target in targets if not (page.parent / target).exists()]
@@ -77,5 +77,5 @@ def test_page_names_no_place_of_one_machine(page: Path) -> None:
 
 def test_every_page_is_linked_from_another() -> None:
     for page in DOCS.glob("*.md"):
-        others = [other for other in PAGES if other != page]
+        others = [other for other in PAGES_AND_README if other != page]
         assert any(f"{page.name}" in other.read_text() for other in others), page.name

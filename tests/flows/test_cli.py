@@ -42,6 +42,8 @@ def real(path: Path) -> list[str]:
         ("rollout.prompts=many", "rollout.prompts: "),
         ("advantages.gamma", "write it as section.key=value"),
         ("problems.path=a.jsonl", "evaluation.path"),
+        ("compute.device=cuda:77", "compute.device: torch cannot use cuda:77"),
+        ("problems.levels=[0]", "problems.levels.0: "),
     ],
 )
 def test_train_refuses_setting_by_name(

@@ -112,7 +112,7 @@ def test_rerun_of_the_cold_start_iteration_is_refused(trained: Path) -> None:
 
 
 def test_rerun_of_an_iteration_that_was_never_trained_is_refused(trained: Path) -> None:
-    with pytest.raises(StoreError, match="no policy of iteration 8"):
+    with pytest.raises(StoreError, match="no rollout of iteration 9"):
         rerun_stage(trained, "advantages", 9, ["gamma=0.125"])
 
 
@@ -147,3 +147,25 @@ def test_evaluate_without_changes_finds_the_stored_result(cli: Cli, trained: Pat
     done = cli.run("evaluate", "--store", str(trained), "--run", "small")
     assert done.returncode == 0, done.stderr
     assert "0 stage runs computed" in done.stdout
+
+
+def test_a_branch_can_be_branched_and_evaluated(cli: Cli, trained: Path) -> None:
+    branch = rerun_stage(trained, "advantages", 2, ["gamma=0.625"])
+    twig = cli.run(
+        *("rerun", "optimisation", "--store", str(trained), "--run", branch),
+        *("--iteration", "2", "--set", "learning_rate=0.001", "--into", "twig"),
+    )
+    assert twig.returncode == 0, twig.stderr
+    assert set(open_table(trained, "twig", "advantages").collect()["gamma"]) == {0.625}
+    done = cli.run("evaluate", "--store", str(trained), "--run", "twig")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_refused_rerun_leaves_no_record(cli: Cli, trained: Path) -> None:
+    known = {record.name for record in Store.open(trained).runs()}
+    done = cli.run(
+        *("rerun", "advantages", "--store", str(trained), "--run", "small", "--iteration", "9")
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert {record.name for record in Store.open(trained).runs()} == known

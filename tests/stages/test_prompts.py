@@ -11,7 +11,8 @@ from schemas.config import ColdStartConfig, ExecutionConfig
 from schemas.errors import TurnledgerError
 from schemas.tables import Problems, Prompts
 from stages.cold_start.demonstrations import make_demonstrations
-from stages.prompts import embedded_problems, make_prompts, pick_problems, take_shard
+from stages.prompts import embedded_problems, make_prompts, pick_problems
+from stages.shards import take_shard
 from tests.stages.reward_frames import LAW, prompts_frame
 
 LEVELS = (1, 2, 3)

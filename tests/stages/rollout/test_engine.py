@@ -155,7 +155,10 @@ def test_stop_token_is_the_last_one() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_may_fill_the_context_beside_one_with_far_to_go(kind: str) -> None:
+def test_a_row_may_fill_the_context_beside_one_with_far_to_go(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(transformers_engine, "COMPACT_BELOW", 0.0)  # finished rows stay
     contexts = ragged_contexts([CONTEXT - 1, CONTEXT - 2, 2])
     engine = engine_of(kind)
     asked = requests(contexts, limits=[1, 2, CONTEXT - 2], stop_ids=(VOCABULARY,))
