@@ -10,8 +10,8 @@ from typing import Literal
 from prefect import flow
 
 from flows.binding import Place, adopt, open_store
+from flows.task_inputs import Trajectories
 from flows.tasks import (
-    Trajectories,
     advantages_task,
     similarity_task,
     turn_rewards_task,

@@ -5,20 +5,25 @@ execution of code is retried, and only when the machine failed it: all else fail
 again.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-import dataframely as dy
 import polars as pl
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from pydantic import BaseModel, ConfigDict
 
 from flows.binding import Place, Produced, open_store, run_stage
-from flows.events import StageEvent, tell
 from flows.resources import dialogue_of, engine_of, executor_of, on_torch_thread
+from flows.task_inputs import (
+    OPTIONS,
+    Sampling,
+    Shard,
+    Trajectories,
+    foreign_ref,
+    read_trajectories,
+    read_turns,
+    table_of,
+    tell_progress,
+)
 from schemas.config import (
     AdvantagesConfig,
     ComputeConfig,
@@ -26,7 +31,6 @@ from schemas.config import (
     ExecutionConfig,
     OptimisationConfig,
     ProblemsConfig,
-    RolloutConfig,
     RunConfig,
     SimilarityConfig,
     TurnRewardsConfig,
@@ -35,12 +39,9 @@ from schemas.errors import ExecutorError
 from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
 from schemas.tables import (
     Advantages,
-    Executions,
     Problems,
-    Prompts,
     ShapedRewards,
     TurnRewards,
-    Turns,
 )
 from stages.advantages import estimate_advantages
 from stages.cold_start import start_policy
@@ -53,55 +54,8 @@ from stages.rollout import roll_out_turn
 from stages.shards import take_shard
 from stages.similarity import shape_rewards
 from stages.turn_rewards import score_turns
-from storage import Slot, load_problems
+from storage import load_problems
 from storage.checkpoints import load_optimiser_state, load_policy, save_policy
-from storage.digests import file_digest, folder_digest
-
-
-class TaskOptions(TypedDict):
-    """Options that every task shares."""
-
-    cache_policy: Any
-    persist_result: bool
-
-
-OPTIONS: TaskOptions = {"cache_policy": NO_CACHE, "persist_result": False}
-
-
-class Shard(BaseModel):
-    """One of several parts of whole groups."""
-
-    model_config = ConfigDict(frozen=True)
-
-    index: int
-    of: int
-
-
-class Sampling(BaseModel):
-    """How a rollout samples, and on what."""
-
-    model_config = ConfigDict(frozen=True)
-
-    config: RolloutConfig
-    compute: ComputeConfig
-    seed: int
-
-
-class Trajectories(BaseModel):
-    """References to everything that a rollout stored."""
-
-    model_config = ConfigDict(frozen=True)
-
-    prompts: TableRef
-    turns: tuple[TableRef, ...]
-    executions: tuple[TableRef, ...]
-
-    def inputs(self) -> dict[str, Ref]:
-        """Returns the references by input name, for a fingerprint."""
-        refs: dict[str, Ref] = {"prompts": self.prompts}
-        refs |= {f"turns.{i}": ref for i, ref in enumerate(self.turns)}
-        refs |= {f"executions.{i}": ref for i, ref in enumerate(self.executions)}
-        return refs
 
 
 def is_executor_failure(task: object, run: object, state: State[Any]) -> bool:
@@ -129,7 +83,7 @@ def problems_task(place: Place, config: ProblemsConfig) -> TableRef:
         place,
         place.slot("problems"),
         config=config.model_dump(exclude={"path", "levels"}),
-        inputs={"file": _foreign(path)},
+        inputs={"file": foreign_ref(path)},
         compute=compute,
     )
     return output.tables["problems"]
@@ -165,7 +119,7 @@ def cold_start_task(place: Place, config: RunConfig) -> StageOutput:
 
     inputs: dict[str, Ref] = {}
     if config.policy.path is not None:
-        inputs["policy"] = _foreign(config.policy.path)
+        inputs["policy"] = foreign_ref(config.policy.path)
     return run_stage(
         place,
         slot,
@@ -317,7 +271,7 @@ def turn_rewards_task(
     place: Place, rolled_out: Trajectories, config: TurnRewardsConfig
 ) -> TableRef:
     """Scores every turn of the batch."""
-    return _table_of(
+    return table_of(
         place,
         "turn_rewards",
         config,
@@ -340,7 +294,7 @@ def similarity_task(
         return shape_rewards(read_turns(place.store, rolled_out.turns), rewards, config)
 
     turns = {k: ref for k, ref in rolled_out.inputs().items() if k.startswith("turns.")}
-    return _table_of(
+    return table_of(
         place,
         "similarity",
         config,
@@ -358,7 +312,7 @@ def advantages_task(place: Place, shaped_rewards: TableRef, config: AdvantagesCo
         rewards = ShapedRewards.validate(open_store(place.store).read(shaped_rewards))
         return estimate_advantages(rewards, config)
 
-    return _table_of(place, "advantages", config, {"shaped_rewards": shaped_rewards}, compute)
+    return table_of(place, "advantages", config, {"shaped_rewards": shaped_rewards}, compute)
 
 
 @task(task_run_name="optimisation {place.iteration}", **OPTIONS)
@@ -416,7 +370,7 @@ def evaluation_task(
 ) -> TableRef:
     """Grades the samples of a policy on held-out problems."""
     benchmark = "held_out" if config.path is None else config.path.rstrip("/").split("/")[-1]
-    return _table_of(
+    return table_of(
         place,
         "evaluation",
         {"benchmark": benchmark, "grading_time_s": grading_time_s},
@@ -428,56 +382,3 @@ def evaluation_task(
         ),
         table="evaluations",
     )
-
-
-def tell_progress(slot: Slot, how_far: str) -> None:
-    """Tells listeners how far a stage run is."""
-    tell(StageEvent(slot=slot, kind="progress", reason=how_far))
-
-
-def read_turns(store: str, refs: Sequence[TableRef]) -> dy.DataFrame[Turns]:
-    """Reads turns of several tables as one frame."""
-    frames = [open_store(store).read(ref) for ref in refs]
-    return Turns.validate(pl.concat([Turns.create_empty(), *frames]))
-
-
-def read_trajectories(
-    store: str, refs: Trajectories
-) -> tuple[dy.DataFrame[Prompts], dy.DataFrame[Turns], dy.DataFrame[Executions]]:
-    """Reads prompts, turns and executions of a rollout."""
-    opened = open_store(store)
-    executions = [opened.read(ref) for ref in refs.executions]
-    return (
-        Prompts.validate(opened.read(refs.prompts)),
-        read_turns(store, refs.turns),
-        Executions.validate(pl.concat([Executions.create_empty(), *executions])),
-    )
-
-
-def _table_of(
-    place: Place,
-    stage: str,
-    config: BaseModel | dict[str, Any],
-    inputs: dict[str, Ref],
-    compute: Callable[[], pl.DataFrame],
-    *,
-    table: str | None = None,
-) -> TableRef:
-    """Runs a stage that yields one table, named like the stage unless said otherwise."""
-    name = table or stage
-    settings = config if isinstance(config, dict) else config.model_dump(mode="json")
-    output = run_stage(
-        place,
-        place.slot(stage),
-        config=settings,
-        inputs=inputs,
-        compute=lambda: Produced(tables={name: compute()}),
-    )
-    return output.tables[name]
-
-
-def _foreign(path: str) -> Ref:
-    """Names something outside the store by its content."""
-    place = Path(path)
-    digest = folder_digest(place) if place.is_dir() else file_digest(place)
-    return Ref(uri=path, name="foreign", digest=digest)

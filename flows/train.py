@@ -12,10 +12,8 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.binding import Place, open_store
+from flows.task_inputs import Sampling, Shard, Trajectories
 from flows.tasks import (
-    Sampling,
-    Shard,
-    Trajectories,
     advantages_task,
     cold_start_task,
     evaluation_task,

@@ -1,7 +1,10 @@
 """What the policy is shown of an execution: a pure function of its outcome."""
 
+import re
+
 from schemas.tables import ExecutionStatus
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+(?=>)")
 _PHRASES = {
     ExecutionStatus.TIMEOUT: "timeout",
     ExecutionStatus.MEMORY: "out of memory",
@@ -16,6 +19,8 @@ def observation_text(status: str, stdout: str, stderr: str, *, max_chars: int) -
 
     `ok` shows the standard output, `error` also the last line of the traceback; every other
     status shows a fixed phrase, because what was printed before depends on the machine's speed.
+    Addresses in the representation of objects, `<generator object f at 0x7f...>`, are left out:
+    they differ from process to process, and the same code is to show the same text.
 
     Args:
         status: A value of `schemas.tables.ExecutionStatus`.
@@ -32,7 +37,7 @@ def observation_text(status: str, stdout: str, stderr: str, *, max_chars: int) -
         text = "\n".join(part for part in (stdout.strip(), last_line) if part) or "error"
     else:
         text = _PHRASES[kind]
-    return _cut_middle(text, max_chars)
+    return _cut_middle(_ADDRESS.sub("", text), max_chars)
 
 
 def _cut_middle(text: str, max_chars: int) -> str:

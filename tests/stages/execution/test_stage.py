@@ -140,6 +140,12 @@ def test_no_turns_with_code_give_an_empty_valid_table():
     assert Executions.is_valid(table)
 
 
+def test_addresses_are_left_out():
+    shown = observation_text("ok", "<function f at 0x7f0a12bc>\n", "", max_chars=256)
+    assert shown == "<function f>"
+    assert observation_text("ok", "look at 0x7f0a", "", max_chars=256) == "look at 0x7f0a"
+
+
 def test_import_is_light():
     heavy = {"torch", "prefect", "transformers"}
     code = f"import sys, stages.execution; print({heavy} & set(sys.modules))"
