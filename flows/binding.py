@@ -5,6 +5,7 @@ would run a task uncached, with a line in a log, when its key cannot be computed
 """
 
 import importlib.metadata
+import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,36 +22,54 @@ from storage import Fingerprint, Slot, Store, module_closure
 from storage.layout import Split
 
 CODE: dict[str, tuple[str, ...]] = {
-    "problems": ("storage.problems",),
-    "cold_start": ("stages.cold_start.training", "stages.cold_start.demonstrations",
-                   "stages.cold_start.tiny_policy"),
+    "problems": ("storage.problems", "storage.problem_sources"),
+    "cold_start": (
+        "stages.cold_start.training",
+        "stages.cold_start.demonstrations",
+        "stages.cold_start.tiny_policy",
+        "stages.cold_start.start",
+        "storage.checkpoints",
+    ),
     "prompts": ("stages.prompts", "stages.dialogue"),
-    "rollout": ("stages.rollout", "stages.rollout.transformers_engine", "stages.shards"),
+    "rollout": (
+        "stages.rollout",
+        "stages.rollout.transformers_engine",
+        "stages.shards",
+        "storage.checkpoints",
+    ),
     "execution": (
         "stages.execution",
         "stages.execution._supervisor",
         "stages.execution._child",
         "stages.execution._watch",
         "stages.execution._unisolated",
+        "stages.dialogue",
     ),
     "turn_rewards": ("stages.turn_rewards", "stages._grading_worker"),
     "similarity": ("stages.similarity",),
     "advantages": ("stages.advantages",),
-    "optimisation": ("stages.optimisation",),
+    "optimisation": ("stages.optimisation", "storage.checkpoints"),
     "evaluation": ("stages.evaluation", "stages._grading_worker"),
-}  # fmt: skip
-"""Modules of each stage; what they import is found from the sources."""
+}
+"""Modules of each stage; what those in `stages` import is found from the sources.
+
+Of `storage` only the modules named here count: how results are stored does not decide them.
+"""
 
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "cold_start": ("torch", "transformers", "tokenizers"),
     "prompts": ("tokenizers",),
     "rollout": ("torch", "transformers", "tokenizers"),
+    "execution": ("tokenizers", "sympy"),
     "turn_rewards": ("math-verify", "sympy"),
     "similarity": ("rapidfuzz",),
     "optimisation": ("torch", "transformers"),
     "evaluation": ("math-verify", "sympy"),
 }
-"""Distributions whose version is part of a stage's fingerprint."""
+"""Distributions whose version is part of a stage's fingerprint, beside those of every stage."""
+
+EVERY_STAGE = ("numpy", "polars")
+"""Distributions whose version is part of every fingerprint, as is that of Python."""
 
 
 class Place(BaseModel):
@@ -161,23 +180,36 @@ def adopt(place: Place, source: Slot, target: Slot) -> StageOutput | None:
     Returns:
         The result in its new slot; null if the source is empty or damaged.
     """
-    store = open_store(place.store)
-    manifest = store.manifest(source)
-    if manifest is None:
-        return None
-    found = store.find(target, manifest.fingerprint)
-    if found.output is not None:
-        tell(StageEvent(slot=target, kind="reused", reason=found.reason, output=found.output))
-    return found.output
+    output = open_store(place.store).adopt(source, target)
+    if output is not None:
+        reason = f"taken over from {source.uri}"
+        tell(StageEvent(slot=target, kind="reused", reason=reason, output=output))
+    return output
 
 
+def freeze_code() -> None:
+    """Digests the code of all stages now; called when their modules have just been imported.
+
+    A process goes on with the modules that it imported, whatever is edited meanwhile. So must
+    its fingerprints: else results of the old code would be kept under the new one's name.
+    """
+    for stage in CODE:
+        _code(stage)
+
+
+@lru_cache
 def _code(stage: str) -> dict[str, str]:
     closure: dict[str, str] = {}
     for module in CODE[stage]:
-        closure |= module_closure(module, packages=("stages", "storage", "schemas"))
+        if module.startswith("storage."):
+            closure[module] = module_closure(module, packages=("storage",))[module]
+        else:
+            closure |= module_closure(module)
     return closure
 
 
 @lru_cache
 def _libraries(stage: str) -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in LIBRARIES.get(stage, ())}
+    names = (*EVERY_STAGE, *LIBRARIES.get(stage, ()))
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **versions}

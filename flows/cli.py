@@ -189,20 +189,20 @@ def runs(store: StoreOption = DEFAULT_STORE) -> None:
     opened = Store.open(store)
     table = Table(box=None)
     for column in ("run", "status", "iterations", "changed (UTC)", "branched from", "message"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for record in opened.runs():
         parent = record.parent
         origin = "" if parent is None else f"{parent.run} {parent.iteration} {parent.stage}"
         table.add_row(
             record.name,
             record.status,
-            f"{record.iterations_done} of {record.config['iterations']}",
+            f"{record.iterations_done} of {record.config.get('iterations', '?')}",
             f"{record.updated_at:%Y-%m-%d %H:%M:%S}",
             " ".join([origin, *(parent.overrides if parent else [])]),
             record.message or "",
         )
     if table.row_count:
-        Console(width=max(Console().width, 160)).print(table)
+        Console().print(table)
     else:
         typer.echo(f"no run in {store}")
 
@@ -233,12 +233,23 @@ def show(
     if iteration is not None:
         frame = frame.filter(pl.col("iteration") == iteration)
     counts = frame.group_by("iteration").agg(rows=pl.len()).sort("iteration").collect()
+    if iteration is not None and counts.is_empty():
+        raise StoreError(f"{table} of {name} has no row of iteration {iteration}, {place}")
     told = ", ".join(f"{i}: {count}" for i, count in counts.rows())
-    typer.echo(f"{table} of {name}, {place}: {counts['rows'].sum()} rows (by iteration {told})")
+    typer.echo(f"{table} of {name}, {place}: {counts['rows'].sum()} rows")
+    if told:
+        typer.echo(f"by iteration {told}")
     for column, kind in frame.collect_schema().items():
-        typer.echo(f"  {column:24} {kind}")
-    with pl.Config(tbl_rows=rows, tbl_cols=-1, fmt_str_lengths=40, tbl_width_chars=200):
-        typer.echo(str(frame.head(rows).collect()))
+        typer.echo(f"  {column:24} {str(kind).partition('(categories')[0]}")
+    width = Console().width
+    with pl.Config(
+        tbl_rows=rows,
+        tbl_cols=max(4, width // 16),
+        fmt_str_lengths=30,
+        tbl_width_chars=width,
+        tbl_hide_dataframe_shape=True,
+    ):
+        typer.echo(str(frame.head(rows).drop("run").collect()))
 
 
 def main() -> None:
@@ -261,8 +272,9 @@ def _read_config(path: Path | None, overrides: list[str] | None) -> "RunConfig":
         try:
             text = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    return parse_config(text, overrides or [])
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ConfigError(f"config file {path} cannot be read: {reason}") from error
+    return parse_config(text, overrides or [], name=str(path or "config"))
 
 
 def _train(store: Path, run: str | None, config: "RunConfig") -> "tuple[pl.DataFrame, str]":
@@ -309,7 +321,8 @@ def _rerun(
         raise ConfigError(f"--into {into} is the run itself: name another one")
     find_policies(opened, source, iteration, stage)
     check_inputs(config)
-    typer.echo(f"rerun of {stage} in iteration {iteration} of {source}, into {name}")
+    doing = f"evaluation of {source}" if stage == "evaluation" else f"rerun of {stage} in {source}"
+    typer.echo(f"{doing}, iteration {iteration}, into {name}")
 
     def work() -> None:
         from flows.rerun import rerun as rerun_flow
@@ -324,10 +337,12 @@ def _rerun(
         accuracy = accuracy_by_iteration(store, name)
         Console().print(accuracy_table(accuracy))
     else:
-        typer.echo(changes_of_advantages(store, source, name, iteration))
+        if stage != "optimisation":
+            typer.echo(changes_of_advantages(store, source, name, iteration))
         typer.echo(f"before      {store / f'run={source}'}")
         typer.echo(f"after       {store / f'run={name}'}")
-        typer.echo(f"Look: turnledger show advantages --store {store} --run {name}")
+        table = "updates" if stage == "optimisation" else "advantages"
+        typer.echo(f"Look: {Path(sys.argv[0])} show {table} --store {store} --run {name}")
 
 
 def _in_session(
@@ -338,14 +353,18 @@ def _in_session(
     work: "Callable[[], None]",
 ) -> None:
     """Does the work of a flow with progress, record and lock around it."""
-    from flows.progress import Display
-    from flows.sessions import session
+    import signal
 
+    from flows.progress import Display
+    from flows.sessions import session, start_prefect
+
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:
         with (
             session(store, run, config, parent=parent),
             Display(Console(), store, config.iterations) as display,
         ):
+            start_prefect()
             work()
     except KeyboardInterrupt as error:
         typer.echo(f"interrupted: the same command continues run {run}", err=True)

@@ -87,13 +87,17 @@ def changes_of_advantages(store: str | Path, before: str, after: str, iteration:
     old, new = (
         open_table(store, run, "advantages")
         .filter(pl.col("iteration") == iteration)
-        .select(*TURN_KEY, "advantage", "excluded")
+        .select(*TURN_KEY, "advantage", is_there=pl.lit(True))
         for run in (before, after)
     )
     joined = old.join(new, on=TURN_KEY, how="full", suffix="_new").collect()
     both = joined.drop_nulls(["advantage", "advantage_new"])
     flips = (both["advantage"].sign() != both["advantage_new"].sign()).sum()
-    changed = joined.filter(~pl.col("advantage").eq_missing(pl.col("advantage_new"))).height
+    changed = joined.filter(
+        ~pl.col("advantage").eq_missing(pl.col("advantage_new"))
+        | pl.col("is_there").is_null()
+        | pl.col("is_there_new").is_null()
+    ).height
     return (
         f"advantages of iteration {iteration}: {joined.height} turns, {changed} changed, "
         f"{flips} changed sign"

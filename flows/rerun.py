@@ -21,6 +21,7 @@ from flows.train import (
     ask_and_roll_out,
     evaluate_policy,
     load_problem_sets,
+    roll_out,
     update_policy,
 )
 from schemas.config import RunConfig
@@ -95,6 +96,8 @@ def _learn_again(
 
     if is_kept("execution"):
         rolled_out = _adopt_trajectories(old, new, config)
+    elif is_kept("prompts"):
+        rolled_out = roll_out(new, kept("prompts", "prompts"), before, first, config)
     else:
         problems = load_problem_sets(new.model_copy(update={"iteration": 0}), config)
         rolled_out = ask_and_roll_out(new, before, first, problems, config)

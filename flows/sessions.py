@@ -1,17 +1,40 @@
 """Sessions: what surrounds a flow. Checks before it, the run's record and lock around it."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
+from pydantic import ValidationError
+
 from schemas.config import RunConfig, changed_keys, override_config
-from schemas.errors import ConfigError, PolicyError, ProblemFileError, TurnledgerError
+from schemas.errors import (
+    ConfigError,
+    PolicyError,
+    ProblemFileError,
+    StoreError,
+    TurnledgerError,
+)
 from storage import RunParent, RunRecord, Store
 from storage.digests import json_digest
+from storage.problem_sources import find_source
 
 FREE_TO_CHANGE = ("iterations", "compute.", "execution.workers", "evaluation.every")
 """Settings that a run may be continued with: they decide how far and how, not what."""
+
+SECTIONS: dict[str, frozenset[str]] = {
+    "prompts": frozenset({"problems", "rollout"}),
+    "rollout": frozenset({"rollout"}),
+    "execution": frozenset({"execution"}),
+    "turn_rewards": frozenset({"turn_rewards"}),
+    "similarity": frozenset({"similarity"}),
+    "advantages": frozenset({"advantages"}),
+    "optimisation": frozenset({"optimisation"}),
+    "evaluation": frozenset({"evaluation"}),
+}
+"""Sections of each stage of an iteration, in the order of the stages."""
 
 
 def check_inputs(config: RunConfig) -> None:
@@ -27,8 +50,11 @@ def check_inputs(config: RunConfig) -> None:
         ("problems.path", config.problems.path),
         ("evaluation.path", config.evaluation.path),
     ):
-        if path is not None and not Path(path).exists():
-            raise ProblemFileError(f"{key}: {path} is missing")
+        if path is not None:
+            try:
+                find_source(Path(path))
+            except ProblemFileError as error:
+                raise ProblemFileError(f"{key}: {error}") from error
     folder = config.policy.path
     if folder is not None and not (Path(folder) / "config.json").is_file():
         raise PolicyError(f"policy.path: {folder} is no model folder: config.json is missing")
@@ -58,23 +84,83 @@ def default_run_name(config: RunConfig) -> str:
 def branch_name(store: Store, source: str, parent: RunParent, config: RunConfig) -> str:
     """Returns the branch that already holds this rerun, or the first free name `source.N`."""
     digest = json_digest(config.model_dump(mode="json"))
-    taken = {record.name: record for record in store.runs()}
-    for record in taken.values():
+    number = 1
+    while store.layout.run_file(f"{source}.{number}").exists():
+        record = store.run_record(f"{source}.{number}")
         if record.parent == parent and record.config_digest == digest:
             return record.name
-    number = 1
-    while f"{source}.{number}" in taken:
         number += 1
     return f"{source}.{number}"
+
+
+def stored_config(record: RunRecord) -> RunConfig:
+    """Returns the settings of a run.
+
+    Raises:
+        StoreError: If this version cannot read them.
+    """
+    try:
+        return RunConfig.model_validate(record.config)
+    except ValidationError as error:
+        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise StoreError(
+            f"run {record.name} has settings that this version cannot read ({key}): use the "
+            "version that made it, or train another run"
+        ) from error
 
 
 def branch_config(
     store: Store, source: str, stage: str, overrides: Sequence[str]
 ) -> tuple[RunConfig, RunConfig]:
-    """Returns the settings of a run and those of a branch of it."""
-    old = RunConfig.model_validate(store.run_record(source).config)
+    """Returns the settings of a run and those of a branch of it.
+
+    Raises:
+        ConfigError: If a setting would change nothing, as no stage that runs again reads it.
+    """
+    old = stored_config(store.run_record(source))
     section = stage if stage in RunConfig.model_fields else None
-    return old, override_config(old, overrides, section=section)
+    new = override_config(old, overrides, section=section)
+    usable = _sections_used_from(stage)
+    for key in changed_keys(old, new):
+        if key.partition(".")[0] not in usable:
+            raise ConfigError(
+                f"{key} does not belong to {stage} or what depends on it: rerun an earlier stage, "
+                "or train another run"
+            )
+    return old, new
+
+
+def _sections_used_from(stage: str) -> set[str]:
+    """Returns the sections of a stage and of those that depend on it.
+
+    An evaluation alone may also sample, execute and grade in another way than the training did.
+    """
+    stages = list(SECTIONS)
+    own = {"rollout", "execution", "turn_rewards"} if stage == "evaluation" else set()
+    return {"compute"}.union(own, *(SECTIONS[name] for name in stages[stages.index(stage) :]))
+
+
+def start_prefect() -> None:
+    """Starts the temporary Prefect server where none is configured, safe from Ctrl-C.
+
+    A terminal sends Ctrl-C to all processes that it runs. A server that died of it would take the
+    record of the flow with it, and the flow would fail instead of being interrupted. A process
+    inherits which signals are blocked, so the server is started while this one is.
+    """
+    from prefect.client.orchestration import get_client
+
+    blocked = {signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        with get_client(sync_client=True) as client:
+            client.hello()
+    except (httpx.HTTPError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TurnledgerError(
+            f"no Prefect server: {reason}; set PREFECT_API_URL to one that runs, or unset it"
+        ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -105,8 +191,10 @@ def session(
 def _record(store: Store, run: str, config: RunConfig, parent: RunParent | None) -> RunRecord:
     now = datetime.now(UTC)
     values = config.model_dump(mode="json")
-    known = {record.name: record for record in store.runs()}.get(run)
-    if known is None:
+    known = store.run_record(run) if store.layout.run_file(run).exists() else None
+    if known is not None and parent is not None and known.parent != parent:
+        raise ConfigError(f"run {run} exists and is another branch: take another --into")
+    if known is None or not _has_results(store, run):
         return RunRecord(
             name=run,
             config=values,
@@ -118,7 +206,7 @@ def _record(store: Store, run: str, config: RunConfig, parent: RunParent | None)
         )
     changed = {
         key: pair
-        for key, pair in changed_keys(RunConfig.model_validate(known.config), config).items()
+        for key, pair in changed_keys(stored_config(known), config).items()
         if not key.startswith(FREE_TO_CHANGE)
     }
     if changed:
@@ -135,6 +223,12 @@ def _record(store: Store, run: str, config: RunConfig, parent: RunParent | None)
             "message": None,
         }
     )
+
+
+def _has_results(store: Store, run: str) -> bool:
+    """Says whether a run holds anything that other settings would contradict."""
+    folder = store.layout.run_folder(run)
+    return next(folder.glob("iteration=*/**/manifest.json"), None) is not None
 
 
 def _close(store: Store, run: str, status: str, message: str | None) -> None:

@@ -15,7 +15,7 @@ from schemas.config import ComputeConfig, RolloutConfig
 from schemas.refs import Ref, TableRef
 from schemas.tables import Executions, Prompts, Turns
 from storage import Slot
-from storage.digests import file_digest, folder_digest
+from storage.digests import digest_of_files, file_digest
 
 
 class TaskOptions(TypedDict):
@@ -110,8 +110,7 @@ def table_of(
     return output.tables[name]
 
 
-def foreign_ref(path: str) -> Ref:
-    """Names something outside the store by its content."""
-    place = Path(path)
-    digest = folder_digest(place) if place.is_dir() else file_digest(place)
-    return Ref(uri=path, name="foreign", digest=digest)
+def foreign_ref(path: str, files: Sequence[Path]) -> Ref:
+    """Names something outside the store by the content of its files, in their order."""
+    digests = {str(number): file_digest(file) for number, file in enumerate(files)}
+    return Ref(uri=path, name="foreign", digest=digest_of_files(digests))

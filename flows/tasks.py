@@ -5,13 +5,14 @@ execution of code is retried, and only when the machine failed it: all else fail
 again.
 """
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 from prefect import task
 from prefect.client.schemas.objects import State
 
-from flows.binding import Place, Produced, open_store, run_stage
+from flows.binding import Place, Produced, freeze_code, open_store, run_stage
 from flows.resources import dialogue_of, engine_of, executor_of, on_torch_thread
 from flows.task_inputs import (
     OPTIONS,
@@ -56,6 +57,10 @@ from stages.similarity import shape_rewards
 from stages.turn_rewards import score_turns
 from storage import load_problems
 from storage.checkpoints import load_optimiser_state, load_policy, save_policy
+from storage.digests import files_below
+from storage.problem_sources import find_source
+
+freeze_code()
 
 
 def is_executor_failure(task: object, run: object, state: State[Any]) -> bool:
@@ -69,6 +74,7 @@ def problems_task(place: Place, config: ProblemsConfig) -> TableRef:
     path = config.path
     if path is None:
         raise ValueError("embedded problems are drawn by the prompts stage")
+    source = find_source(Path(path))
 
     def compute() -> Produced:
         loaded = load_problems(
@@ -82,8 +88,9 @@ def problems_task(place: Place, config: ProblemsConfig) -> TableRef:
     output = run_stage(
         place,
         place.slot("problems"),
-        config=config.model_dump(exclude={"path", "levels"}),
-        inputs={"file": foreign_ref(path)},
+        # The name becomes part of the rows: their source, and their ids where they have none.
+        config={**config.model_dump(exclude={"path", "levels"}), "source": source.name},
+        inputs={"file": foreign_ref(path, source.files)},
         compute=compute,
     )
     return output.tables["problems"]
@@ -119,7 +126,9 @@ def cold_start_task(place: Place, config: RunConfig) -> StageOutput:
 
     inputs: dict[str, Ref] = {}
     if config.policy.path is not None:
-        inputs["policy"] = foreign_ref(config.policy.path)
+        folder = Path(config.policy.path)
+        files = [folder / name for name in files_below(folder)]
+        inputs["policy"] = foreign_ref(config.policy.path, files)
     return run_stage(
         place,
         slot,

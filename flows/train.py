@@ -7,6 +7,7 @@ the chains of the shards share nothing, so one shard executes code while another
 from collections.abc import Sequence
 from typing import Any
 
+import polars as pl
 from prefect import flow
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -25,7 +26,8 @@ from flows.tasks import (
     similarity_task,
     turn_rewards_task,
 )
-from schemas.config import ProblemsConfig, RolloutConfig, RunConfig
+from schemas.config import ProblemsConfig, RunConfig
+from schemas.errors import ProblemFileError
 from schemas.refs import CheckpointRef, TableRef
 from stages.randomness import derive_seed
 
@@ -83,7 +85,29 @@ def load_problem_sets(first: Place, config: RunConfig) -> dict[str, TableRef | N
         if section.path is not None:
             place = first.model_copy(update={"split": split})
             sets[split] = problems_task(place, section)
+    refuse_shared_problems(first.store, sets)
     return sets
+
+
+def refuse_shared_problems(store: str, sets: dict[str, TableRef | None]) -> None:
+    """Refuses to evaluate on problems that are trained on, by their text.
+
+    Raises:
+        ProblemFileError: If the sets share a problem; the first is named.
+    """
+    train, held_out = sets["train"], sets["evaluation"]
+    if train is None or held_out is None:
+        return
+    words = pl.col("problem").str.to_lowercase().str.strip_chars().str.replace_all(r"\s+", " ")
+    asked, kept = (
+        open_store(store).scan(ref).with_columns(words=words) for ref in (train, held_out)
+    )
+    shared = kept.join(asked, on="words", how="semi").select("task_id").collect()
+    if len(shared):
+        raise ProblemFileError(
+            f"{len(shared)} held-out problems are training problems too, first "
+            f"{shared['task_id'][0]}: take them out of one of the files"
+        )
 
 
 def start(place: Place, config: RunConfig) -> CheckpointRef:
@@ -103,6 +127,20 @@ def ask_and_roll_out(
 ) -> Trajectories:
     """Makes prompts and rolls them out; `first` is the policy whose tokenizer all share."""
     prompts = prompts_task(place, problems[place.split], first, config)
+    return roll_out(place, prompts, policy, first, config)
+
+
+def roll_out(
+    place: Place,
+    prompts: TableRef,
+    policy: CheckpointRef,
+    first: CheckpointRef,
+    config: RunConfig,
+) -> Trajectories:
+    """Alternates rollout and execution, turn by turn, each shard at its own pace.
+
+    All tasks are submitted at once; each waits for the tables it needs and for nothing else.
+    """
     sampling = config.rollout
     if place.split == "evaluation":
         asked = config.evaluation
@@ -113,21 +151,6 @@ def ask_and_roll_out(
                 "temperature": asked.temperature,
             }
         )
-    return roll_out(place, prompts, policy, first, sampling, config)
-
-
-def roll_out(
-    place: Place,
-    prompts: TableRef,
-    policy: CheckpointRef,
-    first: CheckpointRef,
-    sampling: RolloutConfig,
-    config: RunConfig,
-) -> Trajectories:
-    """Alternates rollout and execution, turn by turn, each shard at its own pace.
-
-    All tasks are submitted at once; each waits for the tables it needs and for nothing else.
-    """
     shards = min(sampling.shards, prompts.rows)
     # Evaluations share their seed, so that policies are compared on the same luck.
     luck = place.iteration if place.split == "train" else 0

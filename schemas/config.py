@@ -4,6 +4,7 @@ A TOML file has the same shape, a section a stage; `--set section.key=value` cha
 Unknown keys and impossible values are refused by name before anything runs.
 """
 
+import difflib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -196,7 +197,7 @@ class RunConfig(Section):
 
 
 def parse_config(
-    toml_text: str = "", overrides: Iterable[str] = (), *, section: str | None = None
+    toml_text: str = "", overrides: Iterable[str] = (), *, name: str = "config"
 ) -> RunConfig:
     """Builds a run's configuration from TOML text and `key=value` overrides.
 
@@ -204,7 +205,7 @@ def parse_config(
         toml_text: Content of a TOML file; empty for the defaults.
         overrides: `section.key=value` each; values are read as TOML, and as a bare string
             where they are no TOML.
-        section: Where given, a key without a dot that this section has belongs to it.
+        name: What errors call the text, such as its file.
 
     Raises:
         ConfigError: On malformed TOML, unknown keys and impossible values, naming each.
@@ -212,14 +213,23 @@ def parse_config(
     try:
         values: dict[str, Any] = tomllib.loads(toml_text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"config is not valid TOML: {error}") from error
-    return _validated(_with_overrides(values, overrides, section))
+        raise ConfigError(f"{name} is not valid TOML: {error}") from error
+    return _validated(_with_overrides(values, overrides, None))
 
 
 def override_config(
     config: RunConfig, overrides: Iterable[str], *, section: str | None = None
 ) -> RunConfig:
-    """Returns the configuration with `key=value` overrides; see `parse_config`."""
+    """Returns the configuration with `key=value` overrides.
+
+    Args:
+        config: What to change.
+        overrides: As in `parse_config`.
+        section: Section that a key without a dot belongs to, unless it is a section itself.
+
+    Raises:
+        ConfigError: As `parse_config`.
+    """
     return _validated(_with_overrides(config.model_dump(mode="json"), overrides, section))
 
 
@@ -257,10 +267,8 @@ def _with_overrides(
 
 
 def _resolve(key: str, section: str | None) -> list[str]:
-    if section is not None and "." not in key:
-        model = RunConfig.model_fields[section].annotation
-        if model is not None and key in model.model_fields:
-            return [section, key]
+    if section is not None and "." not in key and key not in RunConfig.model_fields:
+        return [section, key]
     return key.split(".")
 
 
@@ -283,7 +291,11 @@ def _validated(values: dict[str, Any]) -> RunConfig:
 def _one_line(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"config key {key} is unknown; `turnledger train --help` names the sections"
+        near = difflib.get_close_matches(key, _flat(RunConfig().model_dump()), n=1)
+        hint = f"did you mean {near[0]}?" if near else "`turnledger train --show-config` lists all"
+        return f"config key {key} is unknown; {hint}"
+    if error["type"] == "model_type":
+        return f"config key {key} is a section: set {key}.NAME"
     if not key:
         return str(error["msg"]).removeprefix("Value error, ")
     given = json.dumps(error["input"], default=str)

@@ -306,6 +306,7 @@ class _Comparison:
                     stdout=subprocess.PIPE,
                     stderr=stderr,
                     bufsize=0,
+                    start_new_session=True,  # a Ctrl-C in the terminal is not for it
                 )
             except OSError as error:
                 raise TurnledgerError(f"grading cannot start {command}: {error}") from error

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import islice
 from random import Random
 
 import dataframely as dy
@@ -14,8 +13,8 @@ from schemas.tables import Problems, Prompts
 from stages.cold_start.families import EmbeddedProblem, Split, draw_problems
 from stages.randomness import derive_seed
 
-DRAWS_A_PROBLEM = 50
-"""Draws after which a set that does not fill is given up."""
+MOST_REPEATED = 1_000
+"""Draws in a row without a new problem, after which a set is taken to be exhausted."""
 
 
 def embedded_problems(
@@ -34,15 +33,17 @@ def embedded_problems(
     """
     distinct: dict[str, EmbeddedProblem] = {}
     drawn = draw_problems(Random(seed), split=split, levels=levels)
-    for problem in islice(drawn, DRAWS_A_PROBLEM * count):
+    repeated = 0
+    for problem in drawn:
+        repeated = repeated + 1 if problem.task_id in distinct else 0
         distinct.setdefault(problem.task_id, problem)
         if len(distinct) == count:
             break
-    else:
-        raise TurnledgerError(
-            f"the embedded families have not {count} distinct problems of these levels: "
-            "ask for fewer, or add higher problems.levels"
-        )
+        if repeated == MOST_REPEATED:
+            raise TurnledgerError(
+                f"the embedded families have not {count} distinct problems of these levels: "
+                "ask for fewer, or add higher problems.levels"
+            )
     return Problems.validate(
         pl.DataFrame(
             [

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,15 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from schemas.errors import PolicyError
+
+# Progress bars and advice of transformers are not this project's output. Switched off once and
+# for all: policies are opened on several threads, and one would switch them on for another.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+# transformers imports a model's modules when it is first opened, and fails where two threads do
+# so at once.
+_one_at_a_time = threading.Lock()
 
 OPTIMISER_FILE = "optimiser.pt"
 UNREADABLE = (
@@ -40,7 +50,7 @@ def save_policy(
     Raises:
         OSError: If the file system refuses, with the system's error number where it is known.
     """
-    with _quiet(), _system_errors():
+    with _system_errors():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     if optimiser_state is not None:
@@ -63,7 +73,7 @@ def load_policy(
     if not (folder / "config.json").is_file():
         raise PolicyError(f"{folder} is no model folder: config.json is missing")
     try:
-        with _quiet():
+        with _one_at_a_time:
             opened: Any = AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
             )
@@ -109,16 +119,3 @@ def _system_errors() -> Iterator[None]:
         if isinstance(error, SafetensorError):
             raise OSError(str(error)) from error
         raise
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Keeps transformers' own progress bars and advice out of the run's output."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()

@@ -220,6 +220,30 @@ class Store:
                 raise StoreError(self._why_other_content(ref, path))
         return path
 
+    def adopt(self, source: Slot, target: Slot) -> StageOutput | None:
+        """Gives a slot the result of another one as it is stored, whatever made it.
+
+        Returns:
+            The result in its new slot; null if the source is empty or damaged.
+
+        Raises:
+            StoreError: If the store cannot be written.
+        """
+        folder = self._layout.resolve(target.uri)
+        with disk_errors("use", folder):
+            wanted = inspect(self._layout.resolve(source.uri)).manifest
+            if wanted is None:
+                return None
+            here = inspect(folder).manifest
+            if (
+                here is not None
+                and here.files == wanted.files
+                and content_problem(folder, here) is None
+            ):
+                return here.output(target.uri)
+            adopted = self._adopt(source.uri, target, wanted.fingerprint_digest)
+        return adopted.output if isinstance(adopted, Found) else None
+
     def manifest(self, slot: Slot) -> Manifest | None:
         """Returns the manifest of what is in a slot; null for an empty slot.
 

@@ -46,11 +46,12 @@ from schemas.errors import ExecutorError
 from schemas.tables import ExecutionStatus
 from stages.execution import _child, _supervisor, _watch
 from stages.execution.protocol import Outcome, outcome_frame, why_refused
-from stages.execution.runtime import interpreter_command, limits_of, site_packages
+from stages.execution.runtime import interpreter_command, limits_of
 from stages.execution.sandbox import (
     bundled_bwrap,
     bwrap_arguments,
     interpreter_path,
+    packages_inside,
     unprivileged_id,
     what_is_missing,
 )
@@ -159,7 +160,7 @@ class _Supervisor:
 
     def _start_once(self) -> None:
         drop_to = unprivileged_id()
-        settings = {"limits": self._limits, "path": site_packages(), "drop_to": drop_to}
+        settings = {"limits": self._limits, "path": packages_inside(), "drop_to": drop_to}
         command = [
             str(self._bwrap),
             *bwrap_arguments(unshare_user=drop_to is None),
@@ -176,6 +177,8 @@ class _Supervisor:
                 stderr=self._log,
                 env={},
                 cwd="/",
+                # Ctrl-C goes to all that a terminal runs; it must not look like a broken sandbox.
+                start_new_session=True,
             )
         _receive(self._connection, _START_TIME_S)
 

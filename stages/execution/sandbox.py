@@ -93,12 +93,15 @@ def bwrap_arguments(*, unshare_user: bool) -> list[str]:
     for name, value in ENVIRONMENT.items():
         arguments += ["--setenv", name, value]
     readable = _readable_folders()
-    parents = {str(parent) for folder in readable for parent in Path(folder).parents[:-1]}
+    _refuse_interpreter_below_tmp(readable)
+    packages = dict(zip(site_packages(), packages_inside(), strict=True))
+    bound = {**{folder: folder for folder in readable}, **packages}
+    parents = {str(parent) for inside in bound.values() for parent in Path(inside).parents[:-1]}
     for parent in sorted(parents | {"/dev", "/etc"}):
         # Else bwrap may make them for root only, and a snippet of root is not root.
         arguments += ["--perms", "0755", "--dir", parent]
-    for folder in readable:
-        arguments += ["--ro-bind", folder, folder]
+    for folder, inside in bound.items():
+        arguments += ["--ro-bind", folder, inside]
     for system_folder in _SYSTEM_FOLDERS:
         if os.path.islink(system_folder):
             arguments += ["--symlink", os.readlink(system_folder), system_folder]
@@ -112,6 +115,24 @@ def bwrap_arguments(*, unshare_user: bool) -> list[str]:
     return [*arguments, "--dir", "/tmp", "--proc", "/proc", "--remount-ro", "/", "--chdir", "/"]
 
 
+def packages_inside() -> list[str]:
+    """Returns where the folders of installed packages are found inside.
+
+    Not under their own names: a virtual environment below /tmp would vanish behind the /tmp that
+    every snippet has for itself.
+    """
+    return [f"/site-packages/{number}" for number, _ in enumerate(site_packages())]
+
+
+def _refuse_interpreter_below_tmp(readable: list[str]) -> None:
+    for folder in readable:
+        if folder.startswith("/tmp/"):
+            raise ExecutorError(
+                f"the Python interpreter needs {folder}, and every snippet has a /tmp of its own: "
+                "make the environment with an interpreter that is installed elsewhere"
+            )
+
+
 def _readable_folders() -> list[str]:
     """Returns the folders that Python needs, those inside another left out."""
     base = Path(sys.base_prefix)
@@ -120,7 +141,6 @@ def _readable_folders() -> list[str]:
         *(base / name for name in ("bin", "lib", "lib64")),
         Path(interpreter_path()).parent,
         Path(sysconfig.get_path("stdlib")),
-        *map(Path, site_packages()),
     ]
     folders = sorted({os.path.realpath(path) for path in wanted if path.is_dir()})
     return [

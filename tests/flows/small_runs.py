@@ -33,11 +33,13 @@ class Cli:
     """Runs `turnledger` as a user does, in a process of its own."""
 
     environment: dict[str, str]
+    folder: Path | None = None
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "flows.cli", *arguments],
             env=self.environment,
+            cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -48,6 +50,7 @@ class Cli:
         return subprocess.run(
             [sys.executable, "-m", "flows.cli", *arguments],
             env=self.environment,
+            cwd=self.folder,
             capture_output=True,
             text=True,
             timeout=timeout_s,

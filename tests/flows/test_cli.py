@@ -30,7 +30,9 @@ def write_problems(path: Path, *rows: object) -> Path:
 
 
 def real(path: Path) -> list[str]:
-    return sets(*SMALL, f"problems.path={path}", f"evaluation.path={path}")
+    held_out = path.with_name("held_out.jsonl")
+    held_out.write_text('{"problem": "What is 20 + 1?", "answer": 21}\n')
+    return sets(*SMALL, f"problems.path={path}", f"evaluation.path={held_out}")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_train_refuses_missing_problem_file(
         "train", "--store", str(store), *real(tmp_path / "none.jsonl"), capsys=capsys
     )
     assert code == 1
-    assert "none.jsonl is missing" in error
+    assert "none.jsonl" in error
     assert not store.exists()
 
 
@@ -165,6 +167,25 @@ def test_train_refuses_problem_file_without_usable_rows(
     assert told in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list((tmp_path / "store").rglob("*.parquet"))
+
+
+def test_a_run_without_results_may_be_mended(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(8)]
+    path = write_problems(tmp_path / "problems.jsonl", *rows)
+    arguments = ("train", "--store", str(tmp_path / "store"), "--run", "mine", *real(path))
+    assert cli.run(*arguments).returncode == 1
+    write_problems(path.with_name("held_out.jsonl"), {"question": "What is 20?", "answer": "20"})
+    done = cli.run(*arguments, "--set", "problems.problem_field=question")
+    assert done.returncode == 0, done.stderr
+
+
+def test_show_refuses_an_iteration_without_rows(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, error = call("show", "turns", "--store", str(trained), "--run", "small",
+                       "--iteration", "77", capsys=capsys)  # fmt: skip
+    assert code == 1
+    assert "no row of iteration 77" in error
 
 
 def test_train_refuses_other_settings_for_a_run_that_exists(cli: Cli, trained: Path) -> None:

@@ -39,8 +39,10 @@ def test_rejected_problems_are_kept_with_their_reasons(cli: Cli, tmp_path: Path)
     bad = [{"problem": "What is 9 + 1?"}, {"problem": "", "answer": "3"}]
     path = tmp_path / "problems.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *bad]))
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"problem": "What is 20 + 1?", "answer": 21}\n')
     store = tmp_path / "store"
-    cli.train(store, f"problems.path={path}", f"evaluation.path={path}")
+    cli.train(store, f"problems.path={path}", f"evaluation.path={held_out}")
     rejected = open_table(store, "small", "rejected_problems").collect()
     assert rejected["row"].to_list() == [9, 10]
     assert rejected["reason"].str.len_chars().min() > 0
@@ -89,3 +91,26 @@ def test_folder_with_a_model_that_generates_nothing_is_refused(cli: Cli, tmp_pat
     assert done.returncode == 1
     assert "cannot be opened as a policy" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_held_out_problems_that_are_trained_on_are_refused(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"problem": f"What is {n} + 1?", "answer": n + 1} for n in range(8)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.jsonl").write_text('{"problem": "what is  3 + 1?", "answer": 4}\n')
+    done = cli.run("train", "--store", str(tmp_path / "store"), *sets(*SMALL),
+                   *sets(f"problems.path={tmp_path / 'a.jsonl'}"),
+                   *sets(f"evaluation.path={tmp_path / 'b.jsonl'}"))  # fmt: skip
+    assert done.returncode == 1
+    assert "1 held-out problems are training problems too" in done.stderr
+
+
+def test_a_renamed_problem_file_is_read_again(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"problem": f"What is {n} + 1?", "answer": n + 1} for n in range(8)]
+    (tmp_path / "held.jsonl").write_text('{"problem": "What is 20 + 1?", "answer": 21}\n')
+    for name in ("aaa", "bbb"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        cli.train(tmp_path / "store", f"problems.path={path}", "iterations=1",
+                  f"evaluation.path={tmp_path / 'held.jsonl'}", run=name)  # fmt: skip
+        asked = open_table(tmp_path / "store", name, "prompts").collect()
+        assert set(asked["source"]) == {name}

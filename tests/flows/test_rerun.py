@@ -8,7 +8,7 @@ import flows.tasks
 from flows.events import StageEvent, listening
 from flows.rerun import rerun
 from flows.sessions import branch_config, branch_name, session
-from schemas.errors import StoreError
+from schemas.errors import ConfigError, StoreError
 from schemas.tables import TURN_KEY
 from storage import RunParent, Store, open_table
 from storage.digests import folder_digest
@@ -169,3 +169,8 @@ def test_a_refused_rerun_leaves_no_record(cli: Cli, trained: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert {record.name for record in Store.open(trained).runs()} == known
+
+
+def test_rerun_refuses_a_setting_that_it_would_not_use(trained: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.samples does not belong to advantages"):
+        rerun_stage(trained, "advantages", 1, ["rollout.samples=8"])

@@ -1,6 +1,10 @@
 import os
+import pty
 import re
+import select
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -146,6 +150,34 @@ def test_interrupt_ends_in_one_line_and_leaves_a_run_to_continue(cli: Cli, tmp_p
     assert Store.open(store).run_record("small").status == "interrupted"
 
 
+def test_ctrl_c_in_a_terminal_interrupts_with_a_temporary_server(cli: Cli, tmp_path: Path) -> None:
+    """A terminal sends the signal to the server and the sandbox too, not to the command alone."""
+    store = tmp_path / "terminal"
+    started = "run=small/iteration=0000/split=train/stage=cold_start"
+    environment = {k: v for k, v in cli.environment.items() if k != "PREFECT_API_URL"}
+    command = [sys.executable, "-m", "flows.cli", "train", "--store", str(store), "--run", "small"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, [*command, *sets(*SMALL)], environment)
+    shown = b""
+    pressed = False
+    while True:
+        ready, _, _ = select.select([terminal], [], [], 0.05)
+        if ready:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:  # the other side is closed: the command has ended
+                break
+        if not pressed and (store / started).exists():
+            os.write(terminal, b"\x03")
+            pressed = True
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 130, shown[-2000:].decode()
+    assert b"Traceback" not in shown
+    assert b"interrupted: the same command continues" in shown
+    assert Store.open(store).run_record("small").status == "interrupted"
+
+
 def test_one_shard_executes_while_another_generates(
     tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +231,28 @@ def test_a_failing_stage_tells_its_own_error(
         train(str(store.root), "broken", config)
     record = store.run_record("broken")
     assert (record.status, record.message) == ("failed", "the machine is on fire")
+
+
+def test_code_edited_while_a_run_goes_on_does_not_name_its_results(
+    cli: Cli, tmp_path: Path
+) -> None:
+    copy = tmp_path / "source"
+    root = Path(__file__).parents[2]
+    for package in ("flows", "stages", "storage", "schemas"):
+        shutil.copytree(root / package, copy / package)
+    store = tmp_path / "store"
+    arguments = ("train", "--store", str(store), "--run", "small", *sets(*SMALL, "iterations=1"))
+    own = Cli({**cli.environment, "PYTHONPATH": str(copy)}, folder=copy)
+    process = own.start(*arguments)
+    while not (store / "run=small/iteration=0000/split=train/stage=cold_start").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    edited = copy / "stages" / "advantages.py"
+    edited.write_text(edited.read_text() + "\nEDITED = True\n")
+    assert process.wait(timeout=100) == 0
+    done = own.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("1 stage runs computed")
 
 
 def test_stores_are_opened_once_a_process(trained: Path) -> None:

@@ -43,7 +43,6 @@ def test_an_unknown_section_is_refused_by_name() -> None:
         ("[rollout]\nprompts = 'many'", "rollout.prompts", '"many"'),
         ("[problems]\npath = 3", "problems.path", "3"),
         ("[problems]\nlevels = 2", "problems.levels", "2"),
-        ("rollout = 3", "rollout", "3"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_by_name(toml_text: str, key: str, given: str) -> None:

@@ -192,7 +192,7 @@ def test_ordinary_user_is_isolated_too(tmp_path):
             if (package.parent / name).is_dir():
                 shutil.copytree(package.parent / name, Path(sys.argv[1]) / name)
         namespaces.interpreter_path = lambda: {interpreter!r}
-        namespaces.site_packages = lambda: []
+        sandbox.site_packages = lambda: []
         sandbox._readable_folders = lambda: ["/usr"]
         with open(sys.argv[1] + "/secret", "w"): pass
         import encodings.idna, concurrent.futures.thread
