@@ -27,8 +27,8 @@ quickstart: $(INSTALLED)  ## Sets up and trains the embedded policy, then says w
 test: $(INSTALLED)  ## Sets up and runs the everyday tests
 	$(VENV)/bin/python -m pytest -m "not soak"
 
-soak: $(INSTALLED)  ## Runs the long tests
-	$(VENV)/bin/python -m pytest -m soak
+soak: $(INSTALLED)  ## Runs the long tests; there are none yet, which is no failure
+	$(VENV)/bin/python -m pytest -m soak || test $$? -eq 5
 
 check: $(INSTALLED)  ## Runs the static checks
 	$(VENV)/bin/ruff check .
