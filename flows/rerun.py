@@ -5,7 +5,7 @@ taken over as it is stored, whatever code made it: a changed reward rule costs n
 depends on the stage within the iteration is computed again. The original stays.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from prefect import flow
 
@@ -39,16 +39,7 @@ RerunStage = Literal[
     "optimisation",
     "evaluation",
 ]
-ORDER: tuple[RerunStage, ...] = (
-    "prompts",
-    "rollout",
-    "execution",
-    "turn_rewards",
-    "similarity",
-    "advantages",
-    "optimisation",
-    "evaluation",
-)
+ORDER: tuple[RerunStage, ...] = get_args(RerunStage)
 """Stages of an iteration, each before those that depend on it."""
 
 
