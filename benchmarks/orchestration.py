@@ -17,6 +17,7 @@ from pathlib import Path
 
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 
+from flows.catalogue import Scope
 from flows.events import StageEvent, listening
 from flows.rerun import rerun
 from flows.sessions import branch_config, session
@@ -74,7 +75,7 @@ def measure(folder: Path, iterations: int, threads: int) -> dict[str, float]:
         ],
     )
     store = Store.open(folder / "store", create=True)
-    root = str(store.root)
+    root = store.url
     # The first flow of a process starts a temporary server where none is configured.
     warm = parse_config("", ["iterations=0", "cold_start.steps=1", "evaluation.problems=1"])
     with session(store, "warm", warm):
@@ -84,7 +85,7 @@ def measure(folder: Path, iterations: int, threads: int) -> dict[str, float]:
     with session(store, "run", config):
         second_s, second = timed(lambda: train(root, "run", config))
     changes = ["gamma=0.95"]
-    _, changed = branch_config(store, "run", "advantages", changes)
+    _, changed = branch_config(store, "run", Scope.of("advantages"), changes)
     parent = RunParent(run="run", iteration=1, stage="advantages", overrides=changes)
     with session(store, "branch", changed, parent=parent):
         rerun_s, again = timed(lambda: rerun(root, "run", "branch", 1, "advantages", changed))

@@ -1,8 +1,4 @@
-"""Binds a stage to the store: look the fingerprint up, else compute and keep.
-
-The store is the only cache. Prefect's own would answer with a reference whose file is gone, and
-would run a task uncached, with a line in a log, when its key cannot be computed.
-"""
+"""Binds a stage to the store: look the fingerprint up, else compute and keep."""
 
 import importlib.metadata
 import platform
@@ -11,65 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
+from flows.catalogue import EVERY_STAGE, STAGES
 from flows.events import StageEvent, tell
 from schemas.refs import Ref, StageOutput
-from storage import Fingerprint, Slot, Store, module_closure
+from storage import Fingerprint, Found, Slot, Store, module_closure
 from storage.layout import Split
-
-CODE: dict[str, tuple[str, ...]] = {
-    "problems": ("storage.problems", "storage.problem_sources"),
-    "cold_start": (
-        "stages.cold_start.training",
-        "stages.cold_start.demonstrations",
-        "stages.cold_start.tiny_policy",
-        "stages.cold_start.start",
-        "storage.checkpoints",
-    ),
-    "prompts": ("stages.prompts", "stages.dialogue"),
-    "rollout": (
-        "stages.rollout",
-        "stages.rollout.transformers_engine",
-        "stages.shards",
-        "storage.checkpoints",
-    ),
-    "execution": (
-        "stages.execution",
-        "stages.execution._supervisor",
-        "stages.execution._child",
-        "stages.execution._watch",
-        "stages.execution._unisolated",
-        "stages.dialogue",
-    ),
-    "turn_rewards": ("stages.turn_rewards", "stages._grading_worker"),
-    "similarity": ("stages.similarity",),
-    "advantages": ("stages.advantages",),
-    "optimisation": ("stages.optimisation", "storage.checkpoints"),
-    "evaluation": ("stages.evaluation", "stages._grading_worker"),
-}
-"""Modules of each stage; what those in `stages` import is found from the sources.
-
-Of `storage` only the modules named here count: how results are stored does not decide them.
-"""
-
-LIBRARIES: dict[str, tuple[str, ...]] = {
-    "cold_start": ("torch", "transformers", "tokenizers"),
-    "prompts": ("tokenizers",),
-    "rollout": ("torch", "transformers", "tokenizers"),
-    "execution": ("tokenizers", "sympy"),
-    "turn_rewards": ("math-verify", "sympy"),
-    "similarity": ("rapidfuzz",),
-    "optimisation": ("torch", "transformers"),
-    "evaluation": ("math-verify", "sympy"),
-}
-"""Distributions whose version is part of a stage's fingerprint, beside those of every stage."""
-
-EVERY_STAGE = ("numpy", "polars")
-"""Distributions whose version is part of every fingerprint, as is that of Python."""
 
 
 class Place(BaseModel):
@@ -78,10 +25,22 @@ class Place(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     store: str
-    """Path of the store."""
+    """Folder or `s3://` address of the store."""
     run: str
     iteration: int
     split: Split = "train"
+    verify: Literal["full", "sampled"] = "full"
+    """How stored results are verified when they are found."""
+    refresh: tuple[str, ...] = ()
+    """Stages that are computed even if their results are stored."""
+
+    def at(self, iteration: int) -> "Place":
+        """Returns the place of another iteration."""
+        return self.model_copy(update={"iteration": iteration})
+
+    def of_evaluation(self) -> "Place":
+        """Returns the place of the evaluation of the same iteration."""
+        return self.model_copy(update={"split": "evaluation"})
 
     def slot(self, stage: str, *, shard: int | None = None, turn: int | None = None) -> Slot:
         """Returns the slot of a stage run at this place."""
@@ -94,6 +53,10 @@ class Place(BaseModel):
             turn=turn,
         )
 
+    def open(self) -> Store:
+        """Opens the store, once a process."""
+        return open_store(self.store, self.verify)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Produced:
@@ -104,86 +67,88 @@ class Produced:
     policy_version: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRun:
+    """One stage run: all that decides its result, and how to compute it if it is not stored."""
+
+    place: Place
+    slot: Slot
+    config: Mapping[str, Any]
+    """Settings that decide the result, and no others; JSON."""
+    inputs: Mapping[str, Ref]
+    """Input name to reference."""
+    seed: int | None = None
+    """Seed of a stage that draws at random."""
+    compute: Callable[[], Produced]
+    """Reads the inputs and does the work."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What decides the result, as digests."""
+        return Fingerprint(
+            stage=self.slot.stage,
+            code=_code(self.slot.stage),
+            config=dict(self.config),
+            inputs={name: ref.content for name, ref in self.inputs.items()},
+            seed=self.seed,
+            libraries=_libraries(self.slot.stage),
+        )
+
+
 @lru_cache(maxsize=8)
-def open_store(path: str) -> Store:
+def open_store(url: str, verify: Literal["full", "sampled"] = "full") -> Store:
     """Opens a store that exists, once a process."""
-    return Store.open(path)
+    return Store.open(url, verify=verify)
 
 
-def run_stage(
-    place: Place,
-    slot: Slot,
-    *,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, Ref],
-    seed: int | None = None,
-    compute: Callable[[], Produced],
-) -> StageOutput:
-    """Returns the stored result of a stage run, computing it only if it is not there.
-
-    Args:
-        place: Names the store.
-        slot: Where the result belongs.
-        config: Settings that decide the result, and no others.
-        inputs: Input name to reference.
-        seed: Seed of a stage that draws at random.
-        compute: Reads the inputs and does the work.
+def look_up(run: StageRun) -> Found:
+    """Looks for the stored result of a stage run, and tells listeners if there is one.
 
     Raises:
-        TurnledgerError: If inputs or store cannot be used; nothing is stored then.
+        StoreError: If the store cannot be used.
     """
-    store = open_store(place.store)
-    fingerprint = Fingerprint(
-        stage=slot.stage,
-        code=_code(slot.stage),
-        config=dict(config),
-        inputs={name: ref.digest for name, ref in inputs.items()},
-        seed=seed,
-        libraries=_libraries(slot.stage),
-    )
     started = time.perf_counter()
-    found = store.find(slot, fingerprint)
+    found = run.place.open().find(run.slot, run.fingerprint)
     if found.output is not None:
         seconds = time.perf_counter() - started
         tell(
             StageEvent(
-                slot=slot,
+                slot=run.slot,
                 kind="reused",
                 reason=found.reason,
                 seconds=seconds,
                 output=found.output,
             )
         )
-        return found.output
-    tell(StageEvent(slot=slot, kind="started", reason=found.reason))
+    return found
+
+
+def compute_and_keep(run: StageRun, reason: str, *, replace: bool = False) -> StageOutput:
+    """Computes a stage run and stores its result.
+
+    Args:
+        run: What to compute.
+        reason: Why, for listeners.
+        replace: Whether a right result with the same fingerprint is pushed out.
+
+    Raises:
+        TurnledgerError: If inputs or store cannot be used; nothing is stored then.
+    """
+    tell(StageEvent(slot=run.slot, kind="started", reason=reason))
     started = time.perf_counter()
-    produced = compute()
+    produced = run.compute()
     seconds = time.perf_counter() - started
-    output = store.write(
-        slot,
-        fingerprint,
+    output = run.place.open().write(
+        run.slot,
+        run.fingerprint,
         tables=produced.tables,
         checkpoint_writer=produced.checkpoint_writer,
         policy_version=produced.policy_version,
         seconds=seconds,
-        parents=list(inputs.values()),
+        parents=list(run.inputs.values()),
+        replace=replace,
     )
-    tell(
-        StageEvent(slot=slot, kind="computed", reason=found.reason, seconds=seconds, output=output)
-    )
-    return output
-
-
-def adopt(place: Place, source: Slot, target: Slot) -> StageOutput | None:
-    """Takes a stored result over as it is, whatever code and settings made it.
-
-    Returns:
-        The result in its new slot; null if the source is empty or damaged.
-    """
-    output = open_store(place.store).adopt(source, target)
-    if output is not None:
-        reason = f"taken over from {source.uri}"
-        tell(StageEvent(slot=target, kind="reused", reason=reason, output=output))
+    tell(StageEvent(slot=run.slot, kind="computed", reason=reason, seconds=seconds, output=output))
     return output
 
 
@@ -193,14 +158,14 @@ def freeze_code() -> None:
     A process goes on with the modules that it imported, whatever is edited meanwhile. So must
     its fingerprints: else results of the old code would be kept under the new one's name.
     """
-    for stage in CODE:
+    for stage in STAGES:
         _code(stage)
 
 
 @lru_cache
 def _code(stage: str) -> dict[str, str]:
     closure: dict[str, str] = {}
-    for module in CODE[stage]:
+    for module in STAGES[stage].code:
         if module.startswith("storage."):
             closure[module] = module_closure(module, packages=("storage",))[module]
         else:
@@ -210,6 +175,6 @@ def _code(stage: str) -> dict[str, str]:
 
 @lru_cache
 def _libraries(stage: str) -> dict[str, str]:
-    names = (*EVERY_STAGE, *LIBRARIES.get(stage, ()))
+    names = (*EVERY_STAGE, *STAGES[stage].libraries)
     versions = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), **versions}

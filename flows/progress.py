@@ -47,7 +47,7 @@ class Display:
         )
         self._bar = self._progress.add_task("starting Prefect", total=iterations)
         self._lock = threading.Lock()
-        self._outputs: dict[str, StageOutput] = {}
+        self._rewards: dict[Slot, StageOutput] = {}
         self._running: dict[Slot, str] = {}
         self.computed = 0
         """Stage runs that computed their result."""
@@ -92,9 +92,13 @@ class Display:
             if stage == "evaluation":
                 self._print(evaluation_line(self._store, iteration, event.output))
             return
-        self._outputs[stage] = event.output
-        if stage == "optimisation" and "turn_rewards" in self._outputs:
-            self._print(outcome_line(self._store, iteration, self._outputs))
+        if stage == "turn_rewards":
+            self._rewards[event.slot] = event.output
+        elif stage == "optimisation":
+            rewards = [o for slot, o in self._rewards.items() if slot.iteration == iteration]
+            self._rewards.clear()
+            if rewards:
+                self._print(outcome_line(self._store, iteration, rewards, event.output))
             self._progress.update(self._bar, completed=iteration)
         elif stage == "cold_start":
             updates = self._store.read(event.output.tables["cold_start_updates"])

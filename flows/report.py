@@ -1,5 +1,6 @@
 """What a finished run looks like: accuracy by iteration as a table and as a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,12 @@ def changes_of_advantages(store: str | Path, before: str, after: str, iteration:
     )
 
 
-def outcome_line(store: Store, iteration: int, outputs: dict[str, StageOutput]) -> str:
-    """Says in one line what an iteration's rewards looked like."""
-    rewards = store.read(outputs["turn_rewards"].tables["turn_rewards"])
-    updates = store.read(outputs["optimisation"].tables["updates"])
+def outcome_line(
+    store: Store, iteration: int, scored: Sequence[StageOutput], updated: StageOutput
+) -> str:
+    """Says in one line what an iteration's rewards, those of all its shards, looked like."""
+    rewards = pl.concat([store.read(output.tables["turn_rewards"]) for output in scored])
+    updates = store.read(updated.tables["updates"])
     counted = rewards.filter(pl.col("excluded").is_null())
     lasts = counted.filter("is_last")
     parts = [

@@ -1,179 +1,266 @@
-"""Rerun: one stage of one iteration again, with changed settings or code, into a branch.
+"""Rerun: stages of one iteration again, with changed settings or code, into a branch.
 
-A branch is a run of its own that remembers where it came from. What stands before the stage is
-taken over as it is stored, whatever code made it: a changed reward rule costs no rollout. What
-depends on the stage within the iteration is computed again. The original stays.
+A branch is a run of its own that remembers where it came from. What stands before the first stage
+is taken over as it is stored, whatever code made it: a changed reward rule costs no rollout. The
+branch holds all that it builds on, so it can be trained on, exported, and outlive its origin,
+which stays as it is.
 """
-
-from typing import Literal, get_args
 
 from prefect import flow
 
-from flows.binding import Place, adopt, open_store
-from flows.task_inputs import Trajectories
-from flows.tasks import (
-    advantages_task,
-    similarity_task,
-    turn_rewards_task,
-)
+from flows.adoption import taken_over, taken_policy
+from flows.artifacts import EventLog, publish_accuracy, publish_changes, publish_iteration
+from flows.binding import Place
+from flows.catalogue import Scope
+from flows.compare import diff
+from flows.credit_tasks import advantages_task
+from flows.events import listening
+from flows.sampling_tasks import execution_task, rollout_task
+from flows.task_inputs import Shard
 from flows.train import (
     SHARDS_AT_ONCE,
-    ask_and_roll_out,
+    Chain,
+    ask,
     evaluate_policy,
+    gathered,
     load_problem_sets,
-    roll_out,
+    results_of,
+    sampling_of,
+    submit_rewards,
+    submit_rollout,
+    submit_shaping,
     update_policy,
 )
 from schemas.config import RunConfig
 from schemas.errors import StoreError
 from schemas.refs import CheckpointRef, StageOutput, TableRef
-from storage import Slot, Store
-
-RerunStage = Literal[
-    "prompts",
-    "rollout",
-    "execution",
-    "turn_rewards",
-    "similarity",
-    "advantages",
-    "optimisation",
-    "evaluation",
-]
-ORDER: tuple[RerunStage, ...] = get_args(RerunStage)
-"""Stages of an iteration, each before those that depend on it."""
+from storage import Store
 
 
 @flow(name="rerun", task_runner=SHARDS_AT_ONCE, persist_result=False)
 def rerun(
-    store: str, source: str, into: str, iteration: int, stage: RerunStage, config: RunConfig
+    store: str,
+    source: str,
+    into: str,
+    iteration: int,
+    stage: str,
+    config: RunConfig,
+    until: str | None = None,
+    refresh: bool = False,
 ) -> None:
     """Computes a stage of an iteration, and what depends on it, in the run `into`.
 
     Args:
-        store: Path of the store.
+        store: Folder or address of the store.
         source: Run that is branched.
         into: Run that receives the results; may be `source` itself for an evaluation.
         iteration: Iteration to run again.
         stage: First stage to compute.
         config: Settings of the branch.
+        until: Last stage to compute; the same as `stage` computes it alone. Null computes all
+            that depends on it within the iteration; an evaluation only if there was one.
+        refresh: Whether to compute the first stage even if its result is stored.
 
     Raises:
-        StoreError: If the source holds no results of the stages before.
+        StoreError: If the source lacks results that the rerun builds on.
     """
-    old = Place(store=store, run=source, iteration=iteration)
-    new = Place(store=store, run=into, iteration=iteration)
-    first, policy = find_policies(open_store(store), source, iteration, stage)
-    if stage != "evaluation":
-        policy = _learn_again(old, new, stage, policy, first, config)
-    was_evaluated = _is_stored(store, old.model_copy(update={"split": "evaluation"}))
-    if stage == "evaluation" or was_evaluated:
-        problems = load_problem_sets(new.model_copy(update={"iteration": 0}), config)
-        evaluate_policy(new, policy, first, problems, config)
+    scope = Scope.of(stage, until)
+    old = Place(store=store, run=source, iteration=iteration, verify=config.compute.verify)
+    new = old.model_copy(update={"run": into, "refresh": (stage,) if refresh else ()})
+    log = EventLog()
+    with listening(log.note):
+        rerunning(old, new, scope, config)
+    publish_iteration(new, log.take(iteration))
+    if scope.computes("advantages") and source != into:
+        summary = diff(store, source, into, iteration=iteration).summary
+        publish_changes(new, summary.to_dicts(), source)
+    if new.open().manifest(new.of_evaluation().slot("evaluation")) is not None:
+        publish_accuracy(new)
+
+
+def rerunning(old: Place, new: Place, scope: Scope, config: RunConfig) -> None:
+    """Does the work of `rerun`, stage by stage."""
+    check_source(old.open(), old, scope)
+    first = taken_policy(old.at(0), new.at(0))
+    if scope.first == "evaluation":
+        policy = taken_policy(old, new)
+    else:
+        before = first
+        if old.iteration > 1:
+            before = taken_policy(old.at(old.iteration - 1), new.at(old.iteration - 1))
+        policy = _learn_again(old, new, scope, before, first, config)
+    was_evaluated = old.open().manifest(old.of_evaluation().slot("evaluation")) is not None
+    if scope.first == "evaluation" or (scope.computes("evaluation") and was_evaluated):
+        problems = load_problem_sets(new.at(0), config)
+        evaluate_policy(new, _needed(policy, old), _needed(first, old), problems, config)
+
+
+def check_source(store: Store, old: Place, scope: Scope) -> None:
+    """Refuses a rerun of what there is not.
+
+    Raises:
+        StoreError: If so, saying what is missing.
+    """
+    if scope.first == "evaluation":
+        return
+    if old.iteration == 0:
+        raise StoreError("iteration 0 holds only the cold start: it has no stage to rerun")
+    if store.manifest(old.slot("prompts")) is None:
+        raise StoreError(f"run {old.run} holds no rollout of iteration {old.iteration}")
 
 
 def _learn_again(
     old: Place,
     new: Place,
-    stage: RerunStage,
-    before: CheckpointRef,
-    first: CheckpointRef,
+    scope: Scope,
+    before: CheckpointRef | None,
+    first: CheckpointRef | None,
     config: RunConfig,
-) -> CheckpointRef:
-    def is_kept(other: RerunStage) -> bool:
-        return ORDER.index(other) < ORDER.index(stage)
-
-    def kept(name: str, table: str) -> TableRef:
-        return _adopted(old.slot(name), new, new.slot(name)).tables[table]
-
-    if is_kept("execution"):
-        rolled_out = _adopt_trajectories(old, new, config)
-    elif is_kept("prompts"):
-        rolled_out = roll_out(new, kept("prompts", "prompts"), before, first, config)
+) -> CheckpointRef | None:
+    """Computes the stages of the scope; returns the new policy, null if it ends before."""
+    if scope.computes("prompts"):
+        problems = load_problem_sets(new.at(0), config)
+        prompts = ask(new, _needed(first, old), problems, config)
     else:
-        problems = load_problem_sets(new.model_copy(update={"iteration": 0}), config)
-        rolled_out = ask_and_roll_out(new, before, first, problems, config)
-    if is_kept("turn_rewards"):
-        rewards = kept("turn_rewards", "turn_rewards")
-    else:
-        rewards = turn_rewards_task(new, rolled_out, config.turn_rewards)
-    if is_kept("similarity"):
-        shaped = kept("similarity", "shaped_rewards")
-    else:
-        shaped = similarity_task(new, rolled_out, rewards, config.similarity)
-    if is_kept("advantages"):
-        advantages = kept("advantages", "advantages")
-    else:
+        prompts = taken_over(old.slot("prompts"), new, new.slot("prompts")).tables["prompts"]
+    if not scope.needs("rollout"):
+        return None
+    chains = _chains(old, new, scope, prompts, before, first, config)
+    rewards: list[StageOutput] = []
+    shaped: list[StageOutput] = []
+    if scope.computes("turn_rewards"):
+        rewards = submit_rewards(new, prompts, chains, config)
+    elif scope.needs("turn_rewards"):
+        rewards = _taken_shards(old, new, "turn_rewards", chains)
+    if scope.computes("similarity"):
+        shaped = submit_shaping(new, chains, rewards, config)
+    elif scope.needs("similarity"):
+        shaped = _taken_shards(old, new, "similarity", chains)
+    rolled_out, shaped = gathered(prompts, chains, rewards, shaped)
+    if not scope.needs("advantages"):
+        return None
+    if scope.computes("advantages"):
         advantages = advantages_task(new, shaped, config.advantages)
-    return update_policy(new, rolled_out, advantages, before, config)
+    else:
+        advantages = taken_over(old.slot("advantages"), new, new.slot("advantages"))
+    if not scope.computes("optimisation"):
+        return None
+    return update_policy(new, rolled_out, advantages, _needed(before, old), config)
 
 
-def _adopt_trajectories(old: Place, new: Place, config: RunConfig) -> Trajectories:
-    """Takes over prompts, turns and executions of an iteration."""
-    prompts = _adopted(old.slot("prompts"), new, new.slot("prompts")).tables["prompts"]
-    shards = min(config.rollout.shards, prompts.rows)
-    turns, executions = [], []
-    for shard in range(shards):
-        for turn in range(config.rollout.max_turns):
-            output = _adopted(
-                old.slot("rollout", shard=shard, turn=turn),
-                new,
-                new.slot("rollout", shard=shard, turn=turn),
+def _chains(
+    old: Place,
+    new: Place,
+    scope: Scope,
+    prompts: TableRef,
+    before: CheckpointRef | None,
+    first: CheckpointRef | None,
+    config: RunConfig,
+) -> list[Chain]:
+    """Returns the rollout: taken over, made again as a whole, or one of its two stages alone."""
+    if scope.is_one_stage and scope.first == "rollout":
+        return _sampled_alone(old, new, prompts, _needed(before, old), config)
+    if scope.is_one_stage and scope.first == "execution":
+        return _executed_alone(old, new, _needed(first, old), config)
+    if scope.computes("rollout") or scope.computes("execution"):
+        return submit_rollout(new, prompts, _needed(before, old), _needed(first, old), config)
+    return [
+        Chain(
+            shard,
+            _taken_turns(old, new, "rollout", shard),
+            _taken_turns(old, new, "execution", shard),
+        )
+        for shard in _stored_shards(old)
+    ]
+
+
+def _sampled_alone(
+    old: Place, new: Place, prompts: TableRef, policy: CheckpointRef, config: RunConfig
+) -> list[Chain]:
+    """Samples every turn again, each on the turns and observations that are stored before it."""
+    sampling = sampling_of(new, config)
+    chains = []
+    for shard in _stored_shards(old):
+        said = _stored_turns(old, "rollout", shard)
+        seen = _taken_turns(old, new, "execution", shard)
+        turns = [
+            rollout_task.submit(
+                new, shard, turn, prompts, said[:turn], seen[:turn], policy, sampling
             )
-            turns.append(output.tables["turns"])
-            if turn < config.rollout.max_turns - 1:
-                output = _adopted(
-                    old.slot("execution", shard=shard, turn=turn),
-                    new,
-                    new.slot("execution", shard=shard, turn=turn),
-                )
-                executions.append(output.tables["executions"])
-    return Trajectories(prompts=prompts, turns=tuple(turns), executions=tuple(executions))
+            for turn in range(len(said))
+        ]
+        chains.append(Chain(shard, turns, seen))
+    results_of([turn for chain in chains for turn in chain.turns])
+    return chains
 
 
-def _adopted(source: Slot, place: Place, target: Slot) -> StageOutput:
-    output = adopt(place, source, target)
-    if output is None:
-        raise StoreError(f"nothing usable is stored in {source.uri}: rerun an earlier stage")
-    return output
+def _executed_alone(
+    old: Place, new: Place, tokenizer: CheckpointRef, config: RunConfig
+) -> list[Chain]:
+    """Executes the code of every stored turn again."""
+    chains = []
+    for shard in _stored_shards(old):
+        said = _taken_turns(old, new, "rollout", shard)
+        executions = [
+            execution_task.submit(new, shard, turn, said[turn], tokenizer, config.execution)
+            for turn in range(len(_stored_turns(old, "execution", shard)))
+        ]
+        chains.append(Chain(shard, said, executions))
+    results_of([execution for chain in chains for execution in chain.executions])
+    return chains
 
 
-def find_policies(
-    store: Store, source: str, iteration: int, stage: RerunStage
-) -> tuple[CheckpointRef, CheckpointRef]:
-    """Returns what a rerun starts from: the policy of the cold start, and the one to work on.
-
-    An evaluation works on the policy that the iteration made, the other stages on the one that
-    it began with. A branch holds only what was computed or taken over for it; the rest is found
-    in the run that it was branched off.
+def _stored_shards(old: Place) -> list[Shard]:
+    """Returns the shards that a stored rollout has.
 
     Raises:
-        StoreError: If a policy is missing, or if the iteration has no such stage.
+        StoreError: If it has none.
     """
-    first = _policy_of(store, source, 0)
-    if stage == "evaluation":
-        return first, _policy_of(store, source, iteration)
-    if iteration == 0:
-        raise StoreError("iteration 0 holds only the cold start: it has no stage to rerun")
-    prompts = Slot(run=source, iteration=iteration, split="train", stage="prompts")
-    if store.manifest(prompts) is None:
-        raise StoreError(f"run {source} holds no rollout of iteration {iteration}")
-    return first, _policy_of(store, source, iteration - 1)
+    store, count = old.open(), 0
+    while store.manifest(old.slot("rollout", shard=count, turn=0)) is not None:
+        count += 1
+    if count == 0:
+        raise StoreError(f"run {old.run} holds no rollout of iteration {old.iteration}")
+    return [Shard(index=index, of=count) for index in range(count)]
 
 
-def _policy_of(store: Store, run: str, iteration: int) -> CheckpointRef:
-    """Returns the policy that an iteration of a run, or of the run it came from, made."""
-    stage = "cold_start" if iteration == 0 else "optimisation"
-    holder: str | None = run
-    while holder is not None:
-        slot = Slot(run=holder, iteration=iteration, split="train", stage=stage)
-        manifest = store.manifest(slot)
-        checkpoint = None if manifest is None else manifest.output(slot.uri).checkpoint
-        if checkpoint is not None:
-            return checkpoint
-        parent = store.run_record(holder).parent
-        holder = None if parent is None else parent.run
-    raise StoreError(f"run {run} holds no policy of iteration {iteration}: train it that far")
+def _stored_turns(old: Place, stage: str, shard: Shard) -> list[StageOutput]:
+    """Returns what a stage stored for each turn of a shard, in their order."""
+    outputs: list[StageOutput] = []
+    while True:
+        slot = old.slot(stage, shard=shard.index, turn=len(outputs))
+        manifest = old.open().manifest(slot)
+        if manifest is None:
+            return outputs
+        outputs.append(manifest.output(slot.uri))
 
 
-def _is_stored(store: str, place: Place) -> bool:
-    return open_store(store).manifest(place.slot("evaluation")) is not None
+def _taken_turns(old: Place, new: Place, stage: str, shard: Shard) -> list[StageOutput]:
+    """Takes over what a stage stored for each turn of a shard."""
+    return [
+        taken_over(
+            old.slot(stage, shard=shard.index, turn=turn),
+            new,
+            new.slot(stage, shard=shard.index, turn=turn),
+        )
+        for turn in range(len(_stored_turns(old, stage, shard)))
+    ]
+
+
+def _taken_shards(old: Place, new: Place, stage: str, chains: list[Chain]) -> list[StageOutput]:
+    """Takes over what a stage stored for each shard."""
+    return [
+        taken_over(
+            old.slot(stage, shard=chain.shard.index), new, new.slot(stage, shard=chain.shard.index)
+        )
+        for chain in chains
+    ]
+
+
+def _needed(policy: CheckpointRef | None, place: Place) -> CheckpointRef:
+    if policy is None:
+        raise StoreError(
+            f"run {place.run} lacks a policy that iteration {place.iteration} builds on: train it "
+            "that far, or rerun its optimisation"
+        )
+    return policy

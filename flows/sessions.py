@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 from pydantic import ValidationError
 
+from flows.catalogue import ORDER, STAGES, Scope
 from schemas.config import RunConfig, changed_keys, override_config
 from schemas.errors import (
     ConfigError,
@@ -24,21 +25,13 @@ from storage.problem_sources import find_source
 FREE_TO_CHANGE = ("iterations", "compute.", "execution.workers", "evaluation.every")
 """Settings that a run may be continued with: they decide how far and how, not what."""
 
-SECTIONS: dict[str, frozenset[str]] = {
-    "prompts": frozenset({"problems", "rollout"}),
-    "rollout": frozenset({"rollout"}),
-    "execution": frozenset({"execution"}),
-    "turn_rewards": frozenset({"turn_rewards"}),
-    "similarity": frozenset({"similarity"}),
-    "advantages": frozenset({"advantages"}),
-    "optimisation": frozenset({"optimisation"}),
-    "evaluation": frozenset({"evaluation"}),
-}
-"""Sections of each stage of an iteration, in the order of the stages."""
 
-
-def check_inputs(config: RunConfig) -> None:
+def check_inputs(config: RunConfig, *, runs_code: bool = True) -> None:
     """Refuses what would fail later, before anything is started.
+
+    Args:
+        config: Settings of the flow.
+        runs_code: Whether the flow may execute code, so that the sandbox is tried.
 
     Raises:
         ProblemFileError: If a problem file is missing.
@@ -59,9 +52,10 @@ def check_inputs(config: RunConfig) -> None:
     if folder is not None and not (Path(folder) / "config.json").is_file():
         raise PolicyError(f"policy.path: {folder} is no model folder: config.json is missing")
     _check_device(config.compute.device)
-    from flows.resources import executor_of
+    if runs_code:
+        from flows.resources import executor_of
 
-    executor_of(config.execution)
+        executor_of(config.execution)
 
 
 def _check_device(device: str) -> None:
@@ -85,7 +79,7 @@ def branch_name(store: Store, source: str, parent: RunParent, config: RunConfig)
     """Returns the branch that already holds this rerun, or the first free name `source.N`."""
     digest = json_digest(config.model_dump(mode="json"))
     number = 1
-    while store.layout.run_file(f"{source}.{number}").exists():
+    while store.has_run(f"{source}.{number}"):
         record = store.run_record(f"{source}.{number}")
         if record.parent == parent and record.config_digest == digest:
             return record.name
@@ -110,7 +104,7 @@ def stored_config(record: RunRecord) -> RunConfig:
 
 
 def branch_config(
-    store: Store, source: str, stage: str, overrides: Sequence[str]
+    store: Store, source: str, scope: Scope, overrides: Sequence[str]
 ) -> tuple[RunConfig, RunConfig]:
     """Returns the settings of a run and those of a branch of it.
 
@@ -118,26 +112,27 @@ def branch_config(
         ConfigError: If a setting would change nothing, as no stage that runs again reads it.
     """
     old = stored_config(store.run_record(source))
-    section = stage if stage in RunConfig.model_fields else None
+    section = scope.first if scope.first in RunConfig.model_fields else None
     new = override_config(old, overrides, section=section)
-    usable = _sections_used_from(stage)
+    usable = _sections_used(scope)
     for key in changed_keys(old, new):
         if key.partition(".")[0] not in usable:
+            told = scope.first if scope.is_one_stage else f"{scope.first} or what depends on it"
             raise ConfigError(
-                f"{key} does not belong to {stage} or what depends on it: rerun an earlier stage, "
-                "or train another run"
+                f"{key} does not belong to {told}: rerun an earlier stage, or train another run"
             )
     return old, new
 
 
-def _sections_used_from(stage: str) -> set[str]:
-    """Returns the sections of a stage and of those that depend on it.
+def _sections_used(scope: Scope) -> set[str]:
+    """Returns the sections of the stages that a rerun computes.
 
     An evaluation alone may also sample, execute and grade in another way than the training did.
     """
-    stages = list(SECTIONS)
-    own = {"rollout", "execution", "turn_rewards"} if stage == "evaluation" else set()
-    return {"compute"}.union(own, *(SECTIONS[name] for name in stages[stages.index(stage) :]))
+    own = {"rollout", "execution", "turn_rewards"} if scope.first == "evaluation" else set()
+    return {"compute"}.union(
+        own, *(STAGES[name].sections for name in ORDER if scope.computes(name))
+    )
 
 
 def start_prefect() -> None:
@@ -191,10 +186,10 @@ def session(
 def _record(store: Store, run: str, config: RunConfig, parent: RunParent | None) -> RunRecord:
     now = datetime.now(UTC)
     values = config.model_dump(mode="json")
-    known = store.run_record(run) if store.layout.run_file(run).exists() else None
+    known = store.run_record(run) if store.has_run(run) else None
     if known is not None and parent is not None and known.parent != parent:
         raise ConfigError(f"run {run} exists and is another branch: take another --into")
-    if known is None or not _has_results(store, run):
+    if known is None or not store.has_results(run):
         return RunRecord(
             name=run,
             config=values,
@@ -202,7 +197,7 @@ def _record(store: Store, run: str, config: RunConfig, parent: RunParent | None)
             created_at=now,
             updated_at=now,
             status="running",
-            parent=parent,
+            parent=parent or (known.parent if known is not None else None),
         )
     changed = {
         key: pair
@@ -223,12 +218,6 @@ def _record(store: Store, run: str, config: RunConfig, parent: RunParent | None)
             "message": None,
         }
     )
-
-
-def _has_results(store: Store, run: str) -> bool:
-    """Says whether a run holds anything that other settings would contradict."""
-    folder = store.layout.run_folder(run)
-    return next(folder.glob("iteration=*/**/manifest.json"), None) is not None
 
 
 def _close(store: Store, run: str, status: str, message: str | None) -> None:

@@ -1,10 +1,12 @@
 """The training flow: cold start, then iterations of rollout, credit and optimisation.
 
-The flow only names what depends on what; the tasks decide whether to compute. Within a rollout
-the chains of the shards share nothing, so one shard executes code while another generates.
+The flow only names what depends on what; the tasks decide whether to compute. The chains of the
+shards share nothing up to the shaped rewards, so one shard executes code while another generates
+and a third is scored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -12,60 +14,115 @@ from prefect import flow
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.binding import Place, open_store
-from flows.task_inputs import Sampling, Shard, Trajectories
-from flows.tasks import (
+from flows.artifacts import EventLog, publish_accuracy, publish_iteration
+from flows.binding import Place, freeze_code
+from flows.credit_tasks import (
     advantages_task,
-    cold_start_task,
     evaluation_task,
-    execution_task,
     optimisation_task,
-    problems_task,
-    prompts_task,
-    rollout_task,
     similarity_task,
     turn_rewards_task,
 )
+from flows.events import listening
+from flows.policies import stored_policy
+from flows.sampling_tasks import (
+    cold_start_task,
+    execution_task,
+    problems_task,
+    prompts_task,
+    rollout_task,
+)
+from flows.stage_tasks import planner_at_work
+from flows.task_inputs import Sampling, Shard, Trajectories
 from schemas.config import ProblemsConfig, RunConfig
 from schemas.errors import ProblemFileError
-from schemas.refs import CheckpointRef, TableRef
+from schemas.refs import CheckpointRef, StageOutput, TableRef
 from stages.randomness import derive_seed
+
+freeze_code()
 
 SHARDS_AT_ONCE: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=8)
 """Tasks that wait for their inputs hold a thread, so there are more threads than cores."""
 
+ProblemSets = dict[str, TableRef | None]
+"""Stored problem sets by split; null stands for the embedded families."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The stage runs of one shard's rollout, in the order of the turns."""
+
+    shard: Shard
+    turns: list[Any]
+    """Outputs of rollout, or futures of them: Prefect waits for these where they are passed."""
+    executions: list[Any]
+    """Outputs of execution, or futures of them; one less than turns."""
+
 
 @flow(name="train", task_runner=SHARDS_AT_ONCE, persist_result=False)
-def train(store: str, run: str, config: RunConfig) -> CheckpointRef:
-    """Trains one run from the cold start to its last iteration.
+def train(store: str, run: str, config: RunConfig, refresh: tuple[str, ...] = ()) -> CheckpointRef:
+    """Trains one run from the cold start, or a branch from its iteration, to the last iteration.
 
     Every stage run that is stored already is verified and used, so a run that was interrupted
     continues after its last finished stage.
 
     Args:
-        store: Path of an existing store.
+        store: Folder or address of an existing store.
         run: Name of the run.
         config: Everything that decides the result.
+        refresh: Stages to compute even if their results are stored.
 
     Returns:
         Reference of the last policy.
     """
-    problems = load_problem_sets(Place(store=store, run=run, iteration=0), config)
-    first = start(Place(store=store, run=run, iteration=0), config)
-    policy = first
-    evaluate_policy(Place(store=store, run=run, iteration=0), policy, first, problems, config)
-    for iteration in range(1, config.iterations + 1):
-        place = Place(store=store, run=run, iteration=iteration)
-        rolled_out = ask_and_roll_out(place, policy, first, problems, config)
-        policy = learn(place, rolled_out, policy, config)
-        if is_evaluated(iteration, config):
-            evaluate_policy(place, policy, first, problems, config)
-        record = open_store(store).run_record(run)
-        done = max(record.iterations_done, iteration)
-        open_store(store).save_run(
-            record.model_copy(update={"iterations_done": done, "status": "running"})
+    place = Place(
+        store=store, run=run, iteration=0, verify=config.compute.verify, refresh=tuple(refresh)
+    )
+    log = EventLog()
+
+    def on_iteration(done: Place) -> None:
+        record = place.open().run_record(run)
+        iterations = max(record.iterations_done, done.iteration)
+        place.open().save_run(
+            record.model_copy(update={"iterations_done": iterations, "status": "running"})
         )
+        publish_iteration(done, log.take(done.iteration))
+
+    with listening(log.note):
+        policy = training(place, config, on_iteration)
+    publish_accuracy(place)
     return policy
+
+
+def training(
+    place: Place, config: RunConfig, on_iteration: Callable[[Place], None]
+) -> CheckpointRef:
+    """Trains a run; `on_iteration` is told the place of each iteration that is done."""
+    problems = load_problem_sets(place.at(0), config)
+    begin = branched_at(place)
+    if begin is None:
+        begin, first = 0, start(place.at(0), config)
+        policy = first
+        evaluate_policy(place.at(0), policy, first, problems, config)
+    else:
+        store = place.open()
+        first, policy = (stored_policy(store, place.run, number) for number in (0, begin))
+    for iteration in range(begin + 1, config.iterations + 1):
+        here = place.at(iteration)
+        prompts = ask(here, first, problems, config)
+        chains = submit_rollout(here, prompts, policy, first, config)
+        policy = learn(here, prompts, chains, policy, config)
+        if is_evaluated(iteration, config):
+            evaluate_policy(here, policy, first, problems, config)
+        on_iteration(here)
+    return policy
+
+
+def branched_at(place: Place) -> int | None:
+    """Returns the iteration that a branch was rerun at; null for a run of its own."""
+    store = place.open()
+    parent = store.run_record(place.run).parent if store.has_run(place.run) else None
+    return None if parent is None else parent.iteration
 
 
 def is_evaluated(iteration: int, config: RunConfig) -> bool:
@@ -73,23 +130,23 @@ def is_evaluated(iteration: int, config: RunConfig) -> bool:
     return iteration % config.evaluation.every == 0 or iteration in (0, config.iterations)
 
 
-def load_problem_sets(first: Place, config: RunConfig) -> dict[str, TableRef | None]:
+def load_problem_sets(first: Place, config: RunConfig) -> ProblemSets:
     """Returns the stored problem sets by split; null stands for the embedded families."""
-    sets: dict[str, TableRef | None] = {"train": None, "evaluation": None}
+    sets: ProblemSets = {"train": None, "evaluation": None}
     held_out = config.problems.model_copy(update={"path": config.evaluation.path})
-    wanted: list[tuple[str, ProblemsConfig]] = [
-        ("train", config.problems),
-        ("evaluation", held_out),
+    wanted: list[tuple[Place, ProblemsConfig]] = [
+        (first, config.problems),
+        (first.of_evaluation(), held_out),
     ]
-    for split, section in wanted:
+    for place, section in wanted:
         if section.path is not None:
-            place = first.model_copy(update={"split": split})
-            sets[split] = problems_task(place, section)
-    refuse_shared_problems(first.store, sets)
+            sets[place.split] = problems_task(place, section).tables["problems"]
+    if planner_at_work() is None:
+        refuse_shared_problems(first, sets)
     return sets
 
 
-def refuse_shared_problems(store: str, sets: dict[str, TableRef | None]) -> None:
+def refuse_shared_problems(place: Place, sets: ProblemSets) -> None:
     """Refuses to evaluate on problems that are trained on, by their text.
 
     Raises:
@@ -99,9 +156,7 @@ def refuse_shared_problems(store: str, sets: dict[str, TableRef | None]) -> None
     if train is None or held_out is None:
         return
     words = pl.col("problem").str.to_lowercase().str.strip_chars().str.replace_all(r"\s+", " ")
-    asked, kept = (
-        open_store(store).scan(ref).with_columns(words=words) for ref in (train, held_out)
-    )
+    asked, kept = (place.open().scan(ref).with_columns(words=words) for ref in (train, held_out))
     shared = kept.join(asked, on="words", how="semi").select("task_id").collect()
     if len(shared):
         raise ProblemFileError(
@@ -112,130 +167,165 @@ def refuse_shared_problems(store: str, sets: dict[str, TableRef | None]) -> None
 
 def start(place: Place, config: RunConfig) -> CheckpointRef:
     """Returns the policy of the cold start."""
-    checkpoint = cold_start_task(place, config).checkpoint
-    if checkpoint is None:
-        raise RuntimeError("the cold start stored no policy")
-    return checkpoint
+    return policy_of(cold_start_task(place, config))
 
 
-def ask_and_roll_out(
-    place: Place,
-    policy: CheckpointRef,
-    first: CheckpointRef,
-    problems: dict[str, TableRef | None],
-    config: RunConfig,
-) -> Trajectories:
-    """Makes prompts and rolls them out; `first` is the policy whose tokenizer all share."""
-    prompts = prompts_task(place, problems[place.split], first, config)
-    return roll_out(place, prompts, policy, first, config)
+def policy_of(output: StageOutput) -> CheckpointRef:
+    """Returns the policy that a stage made."""
+    if output.checkpoint is None:
+        raise RuntimeError("the stage stored no policy")
+    return output.checkpoint
 
 
-def roll_out(
-    place: Place,
-    prompts: TableRef,
-    policy: CheckpointRef,
-    first: CheckpointRef,
-    config: RunConfig,
-) -> Trajectories:
-    """Alternates rollout and execution, turn by turn, each shard at its own pace.
+def ask(
+    place: Place, tokenizer: CheckpointRef, problems: ProblemSets, config: RunConfig
+) -> TableRef:
+    """Makes the prompts of an iteration or of an evaluation."""
+    return prompts_task(place, problems[place.split], tokenizer, config).tables["prompts"]
 
-    All tasks are submitted at once; each waits for the tables it needs and for nothing else.
-    """
-    sampling = config.rollout
+
+def sampling_of(place: Place, config: RunConfig) -> Sampling:
+    """Returns how the rollouts of a place are sampled."""
+    rollout = config.rollout
     if place.split == "evaluation":
         asked = config.evaluation
-        sampling = sampling.model_copy(
+        rollout = rollout.model_copy(
             update={
                 "samples": asked.samples,
                 "shards": asked.shards,
                 "temperature": asked.temperature,
             }
         )
-    shards = min(sampling.shards, prompts.rows)
     # Evaluations share their seed, so that policies are compared on the same luck.
     luck = place.iteration if place.split == "train" else 0
     seed = derive_seed(config.seed, "rollout", place.split, luck)
-    # Futures stand where tables are expected: Prefect waits for them and hands the tables over.
-    turns: list[list[Any]] = [[] for _ in range(shards)]
-    executions: list[list[Any]] = [[] for _ in range(shards)]
-    for turn in range(sampling.max_turns):
-        for index in range(shards):
-            shard = Shard(index=index, of=shards)
-            turns[index].append(
-                rollout_task.submit(
-                    place,
-                    shard,
-                    turn,
-                    prompts,
-                    list(turns[index]),
-                    list(executions[index]),
-                    policy,
-                    Sampling(config=sampling, compute=config.compute, seed=seed),
-                )
+    return Sampling(config=rollout, compute=config.compute, seed=seed)
+
+
+def submit_rollout(
+    place: Place,
+    prompts: TableRef,
+    policy: CheckpointRef,
+    first: CheckpointRef,
+    config: RunConfig,
+) -> list[Chain]:
+    """Alternates rollout and execution, turn by turn, each shard at its own pace.
+
+    All tasks are submitted at once; each waits for the tables it needs and for nothing else.
+    `first` is the policy whose tokenizer all share.
+    """
+    sampling = sampling_of(place, config)
+    shards = min(sampling.config.shards, prompts.rows)
+    chains = [Chain(Shard(index=index, of=shards), [], []) for index in range(shards)]
+    for turn in range(sampling.config.max_turns):
+        for chain in chains:
+            said, seen = list(chain.turns), list(chain.executions)
+            chain.turns.append(
+                rollout_task.submit(place, chain.shard, turn, prompts, said, seen, policy, sampling)
             )
-            if turn < sampling.max_turns - 1:
-                executions[index].append(
+            if turn < sampling.config.max_turns - 1:
+                chain.executions.append(
                     execution_task.submit(
-                        place, shard, turn, turns[index][-1], first, config.execution
+                        place, chain.shard, turn, chain.turns[-1], first, config.execution
                     )
                 )
-    sampled = [future for chain in turns for future in chain]
-    executed = [future for chain in executions for future in chain]
-    tables = results_of(sampled + executed)
-    return Trajectories(
-        prompts=prompts,
-        turns=tuple(tables[: len(sampled)]),
-        executions=tuple(tables[len(sampled) :]),
-    )
+    return chains
 
 
 def learn(
-    place: Place, rolled_out: Trajectories, policy: CheckpointRef, config: RunConfig
+    place: Place,
+    prompts: TableRef,
+    chains: Sequence[Chain],
+    policy: CheckpointRef,
+    config: RunConfig,
 ) -> CheckpointRef:
-    """Scores, shapes and credits the turns, and updates the policy."""
-    rewards = turn_rewards_task(place, rolled_out, config.turn_rewards)
-    shaped = similarity_task(place, rolled_out, rewards, config.similarity)
+    """Scores and shapes the turns, shard by shard, credits them, and updates the policy."""
+    rewards = submit_rewards(place, prompts, chains, config)
+    shaped = submit_shaping(place, chains, rewards, config)
+    rolled_out, shaped = gathered(prompts, chains, rewards, shaped)
     advantages = advantages_task(place, shaped, config.advantages)
     return update_policy(place, rolled_out, advantages, policy, config)
+
+
+def submit_rewards(
+    place: Place, prompts: TableRef, chains: Iterable[Chain], config: RunConfig
+) -> list[Any]:
+    """Has every shard scored; returns futures in the order of the chains."""
+    return [
+        turn_rewards_task.submit(
+            place, chain.shard, prompts, chain.turns, chain.executions, config.turn_rewards
+        )
+        for chain in chains
+    ]
+
+
+def submit_shaping(
+    place: Place, chains: Sequence[Chain], rewards: Sequence[Any], config: RunConfig
+) -> list[Any]:
+    """Has the rewards of every shard shaped; returns futures in the order of the chains."""
+    return [
+        similarity_task.submit(place, chain.shard, chain.turns, scored, config.similarity)
+        for chain, scored in zip(chains, rewards, strict=True)
+    ]
+
+
+def gathered(
+    prompts: TableRef, chains: Sequence[Chain], *later: Sequence[Any]
+) -> tuple[Trajectories, list[StageOutput]]:
+    """Waits for a rollout and what was submitted after it.
+
+    Returns:
+        References to the whole rollout, and the outputs of the last of `later`, if any.
+    """
+    turns = [output for chain in chains for output in chain.turns]
+    executions = [output for chain in chains for output in chain.executions]
+    # In the order of their dependence, so that the cause of a failure is met first.
+    results = results_of([*turns, *executions, *(output for part in later for output in part)])
+    said, seen = results[: len(turns)], results[len(turns) : len(turns) + len(executions)]
+    last = len(later[-1]) if later else 0
+    return Trajectories.of(prompts, said, seen), results[len(results) - last :]
 
 
 def update_policy(
     place: Place,
     rolled_out: Trajectories,
-    advantages: TableRef,
+    advantages: StageOutput,
     policy: CheckpointRef,
     config: RunConfig,
 ) -> CheckpointRef:
     """Returns the policy after the optimiser steps of an iteration."""
     seed = derive_seed(config.seed, "optimisation", place.iteration)
-    output = optimisation_task(
-        place, rolled_out, advantages, policy, config.optimisation, config.compute, seed
+    credit = advantages.tables["advantages"]
+    return policy_of(
+        optimisation_task(
+            place, rolled_out, credit, policy, config.optimisation, config.compute, seed
+        )
     )
-    if output.checkpoint is None:
-        raise RuntimeError("the optimisation stored no policy")
-    return output.checkpoint
 
 
 def evaluate_policy(
     place: Place,
     policy: CheckpointRef,
     first: CheckpointRef,
-    problems: dict[str, TableRef | None],
+    problems: ProblemSets,
     config: RunConfig,
-) -> TableRef:
+) -> StageOutput:
     """Evaluates a policy on held-out problems."""
-    place = place.model_copy(update={"split": "evaluation"})
-    rolled_out = ask_and_roll_out(place, policy, first, problems, config)
+    place = place.of_evaluation()
+    prompts = ask(place, first, problems, config)
+    rolled_out, _ = gathered(prompts, submit_rollout(place, prompts, policy, first, config))
     return evaluation_task(place, rolled_out, config.evaluation, config.turn_rewards.grading_time_s)
 
 
-def results_of(futures: Sequence[PrefectFuture[Any]]) -> list[Any]:
-    """Waits for all and returns their results, or raises what the first failing task raised.
+def results_of(outputs: Sequence[Any]) -> list[Any]:
+    """Waits for all futures and returns their results, or raises what the first failing one did.
 
     A task whose input failed never ran; it says nothing about the cause and is passed over.
+    Outputs that are there already are returned as they are.
     """
-    wait(list(futures))
+    futures = [output for output in outputs if isinstance(output, PrefectFuture)]
+    wait(futures)
     for future in futures:
         if future.state.is_failed() or future.state.is_crashed():
             future.result()
-    return [future.result() for future in futures]
+    return [o.result() if isinstance(o, PrefectFuture) else o for o in outputs]

@@ -168,6 +168,8 @@ class ComputeConfig(Section):
     """Threads of torch. Results repeat bit for bit only with equal threads."""
     device: str = "cpu"
     """Torch device of the embedded engine and of the optimiser."""
+    verify: Literal["full", "sampled"] = "full"
+    """How stored results are verified: every byte, or sizes and a few blocks of large files."""
 
 
 class RunConfig(Section):

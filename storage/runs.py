@@ -28,6 +28,8 @@ class RunParent(BaseModel):
     """Iteration that was run again."""
     stage: str
     """First stage that was run again."""
+    until: str | None = None
+    """Last stage that was run again; null for all that depend on the first."""
     overrides: list[str]
     """Changed settings, `section.key=value` each."""
 

@@ -1,10 +1,14 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 from small_runs import Cli
 
-import flows.tasks
+import flows.credit_tasks
+import flows.resources
+import flows.sampling_tasks
+from flows.catalogue import ORDER, Scope
 from flows.events import StageEvent, listening
 from flows.rerun import rerun
 from flows.sessions import branch_config, branch_name, session
@@ -14,29 +18,104 @@ from storage import RunParent, Store, open_table
 from storage.digests import folder_digest
 
 
-def rerun_stage(store: Path, stage: str, iteration: int, overrides: list[str]) -> str:
+def rerun_stage(
+    store: Path,
+    stage: str,
+    iteration: int,
+    overrides: list[str],
+    *,
+    until: str | None = None,
+    refresh: bool = False,
+) -> str:
     opened = Store.open(store)
-    _, config = branch_config(opened, "small", stage, overrides)
-    parent = RunParent(run="small", iteration=iteration, stage=stage, overrides=overrides)
+    _, config = branch_config(opened, "small", Scope.of(stage, until), overrides)
+    parent = RunParent(
+        run="small", iteration=iteration, stage=stage, until=until, overrides=overrides
+    )
     name = branch_name(opened, "small", parent, config)
     with session(opened, name, config, parent=parent):
-        rerun(str(opened.root), "small", name, iteration, stage, config)
+        rerun(opened.url, "small", name, iteration, stage, config, until, refresh)
     return name
 
 
-def test_rerun_of_advantages_starts_no_model_and_no_sandbox_for_them(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("a rollout was started")
-
-    monkeypatch.setattr(flows.tasks, "engine_of", refuse)
-    monkeypatch.setattr(flows.tasks, "executor_of", refuse)
+def computed_by(work: Callable[[], object]) -> list[str]:
+    """Returns the stages that were computed meanwhile, one name a stage run."""
     events: list[StageEvent] = []
     with listening(events.append):
-        rerun_stage(trained, "advantages", 1, ["gamma=0.5"])
-    computed = [event.slot.stage for event in events if event.kind == "computed"]
+        work()
+    return [event.slot.stage for event in events if event.kind == "computed"]
+
+
+@pytest.fixture
+def no_model_and_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was opened or a sandbox started")
+
+    for module in (flows.sampling_tasks, flows.credit_tasks, flows.resources):
+        for name in ("engine_of", "executor_of", "load_policy", "make_executor"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, refuse)
+
+
+@pytest.mark.usefixtures("no_model_and_no_sandbox")
+def test_rerun_up_to_the_advantages_opens_no_model_and_starts_no_sandbox(trained: Path) -> None:
+    overrides = ["no_tool_penalty=-0.4", "similarity.alpha=0.25", "advantages.gamma=0.7"]
+    computed = computed_by(
+        lambda: rerun_stage(trained, "turn_rewards", 1, overrides, until="advantages")
+    )
+    assert set(computed) == {"turn_rewards", "similarity", "advantages"}
+
+
+def test_rerun_of_advantages_computes_what_depends_on_them(trained: Path) -> None:
+    computed = computed_by(lambda: rerun_stage(trained, "advantages", 1, ["gamma=0.5"]))
     assert computed == ["advantages", "optimisation"]
+
+
+ALONE = {
+    "prompts": "rollout.prompts=5",
+    "rollout": "temperature=0.5",
+    "execution": "wall_time_s=4.5",
+    "turn_rewards": "no_tool_penalty=-0.35",
+    "similarity": "alpha=0.35",
+    "advantages": "gamma=0.35",
+    "optimisation": "learning_rate=0.00035",
+    "evaluation": "samples=3",
+}
+
+
+@pytest.mark.parametrize("stage", ORDER)
+def test_any_stage_can_be_rerun_alone(trained: Path, stage: str) -> None:
+    computed = computed_by(lambda: rerun_stage(trained, stage, 2, [ALONE[stage]], until=stage))
+    with_own_rollout = {"prompts", "rollout", "execution", "evaluation"}
+    assert set(computed) <= (with_own_rollout if stage == "evaluation" else {stage})
+    assert stage in computed
+
+
+def test_refresh_computes_what_is_stored(trained: Path) -> None:
+    rerun_stage(trained, "advantages", 1, ["gamma=0.15"], until="advantages")
+    again = computed_by(
+        lambda: rerun_stage(
+            trained, "advantages", 1, ["gamma=0.15"], until="advantages", refresh=True
+        )
+    )
+    assert again == ["advantages"]
+
+
+def test_a_scope_that_runs_backwards_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rollout stands before advantages"):
+        Scope.of("advantages", "rollout")
+
+
+def test_training_a_branch_goes_on_after_its_iteration(cli: Cli, trained: Path) -> None:
+    branch = rerun_stage(trained, "advantages", 1, ["gamma=0.45"])
+    done = cli.run("train", "--store", str(trained), "--run", branch)
+    assert done.returncode == 0, done.stderr
+    frame = open_table(trained, branch, "advantages").collect()
+    assert set(frame["iteration"]) == {1, 2}
+    assert set(frame["gamma"]) == {0.45}
+    record = Store.open(trained).run_record(branch)
+    assert (record.status, record.iterations_done) == ("finished", 2)
+    assert record.parent is not None
 
 
 def test_rerun_keeps_the_old_result_beside_the_new_one(trained: Path) -> None:

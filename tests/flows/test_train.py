@@ -117,7 +117,7 @@ def test_killed_training_continues_to_the_same_policy(
     for wanted in (
         "run=small/iteration=0000/split=evaluation/stage=rollout",
         "run=small/iteration=0001/split=train/stage=rollout/shard=01/turn=1",
-        "run=small/iteration=0002/split=train/stage=turn_rewards",
+        "run=small/iteration=0002/split=train/stage=turn_rewards/shard=00",
     ):
         process = cli.start(*arguments)
         deadline = time.monotonic() + 120
@@ -181,7 +181,7 @@ def test_ctrl_c_in_a_terminal_interrupts_with_a_temporary_server(cli: Cli, tmp_p
 def test_one_shard_executes_while_another_generates(
     tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import flows.tasks
+    import flows.sampling_tasks
 
     class Slow:
         """The real executor, slowed down."""
@@ -193,8 +193,8 @@ def test_one_shard_executes_while_another_generates(
             time.sleep(0.5)
             return self.executor.execute(snippets)
 
-    real = flows.tasks.executor_of
-    monkeypatch.setattr(flows.tasks, "executor_of", lambda config: Slow(real(config)))
+    real = flows.sampling_tasks.executor_of
+    monkeypatch.setattr(flows.sampling_tasks, "executor_of", lambda config: Slow(real(config)))
     spans: dict[Slot, list[float]] = {}
 
     def note(event: StageEvent) -> None:
@@ -217,14 +217,14 @@ def test_one_shard_executes_while_another_generates(
 def test_a_failing_stage_tells_its_own_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import flows.tasks
+    import flows.sampling_tasks
     from schemas.errors import ExecutorError
 
     class Broken:
         def execute(self, snippets: pl.DataFrame) -> pl.DataFrame:
             raise ExecutorError("the machine is on fire")
 
-    monkeypatch.setattr(flows.tasks, "executor_of", lambda config: Broken())
+    monkeypatch.setattr(flows.sampling_tasks, "executor_of", lambda config: Broken())
     config = parse_config("", [*SMALL, "seed=2"])
     store = Store.open(tmp_path / "store", create=True)
     with pytest.raises(ExecutorError, match="on fire"), session(store, "broken", config):

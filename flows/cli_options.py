@@ -1,0 +1,121 @@
+"""What the commands share: options, reading of settings, and which run is meant."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from schemas.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from schemas.config import RunConfig
+    from storage import Store
+
+DEFAULT_STORE = "turnledger-store"
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="TURNLEDGER_STORE", help="Folder of the store, or s3://bucket/prefix."
+    ),
+]
+RunOption = Annotated[
+    str | None,
+    typer.Option(
+        "--run", "--from-run", help="Name of the run; left out, the run that was changed last."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Changes one setting: section.key=value. Repeatable."),
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with the sections of the config.")
+]
+IntoOption = Annotated[
+    str | None, typer.Option("--into", help="Name of the branch; default RUN.1, RUN.2, ...")
+]
+UntilOption = Annotated[
+    str | None, typer.Option("--until", help="Last stage to compute; left out, all downstream.")
+]
+OnlyOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--only/--downstream",
+        help="The stage alone, or with all that depends on it in the iteration (the default).",
+    ),
+]
+
+
+def read_config(path: Path | None, overrides: list[str] | None) -> "RunConfig":
+    """Reads settings from a file and overrides.
+
+    Raises:
+        ConfigError: If the file cannot be read or a setting cannot be used.
+    """
+    from schemas.config import parse_config
+
+    text = ""
+    if path is not None:
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ConfigError(f"config file {path} cannot be read: {reason}") from error
+    return parse_config(text, overrides or [], name=str(path or "config"))
+
+
+def settings_of(
+    store: "Store | None", run: str | None, path: Path | None, overrides: list[str] | None
+) -> "RunConfig":
+    """Returns the settings for a training: those of the run, where it exists and no file is given.
+
+    Raises:
+        ConfigError: If a setting cannot be used.
+        StoreError: If the run's record cannot be read.
+    """
+    if store is None or run is None or path is not None or not store.has_run(run):
+        return read_config(path, overrides)
+    from flows.sessions import stored_config
+    from schemas.config import override_config
+
+    return override_config(stored_config(store.run_record(run)), overrides or [])
+
+
+def last_stage(stage: str, until: str | None, only: bool | None) -> str | None:
+    """Returns the last stage that a rerun computes; null for all that depend on the first.
+
+    Raises:
+        ConfigError: If the options contradict each other.
+    """
+    if until is not None and only is not None:
+        raise ConfigError("--until says how far to go already: leave out --only and --downstream")
+    return stage if only else until
+
+
+def chosen_run(store: "Store", run: str | None) -> str:
+    """Returns the named run, or the one that was changed last.
+
+    Raises:
+        StoreError: If there is no such run.
+    """
+    if run is not None:
+        return store.run_record(run).name
+    records = store.runs()
+    if not records:
+        raise StoreError(f"no run in {store.url}: `turnledger train` makes one")
+    return max(records, key=lambda record: record.updated_at).name
+
+
+def as_toml(config: "RunConfig") -> str:
+    """Writes settings as TOML; a null is a comment, as TOML has none."""
+    lines = []
+    values = config.model_dump(mode="json")
+    scalars = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    sections = {key: value for key, value in values.items() if isinstance(value, dict)}
+    for name, section in {"": scalars, **sections}.items():
+        lines += [f"\n[{name}]"] if name else []
+        for key, value in section.items():
+            lines.append(f"# {key} is unset" if value is None else f"{key} = {json.dumps(value)}")
+    return "\n".join(lines)

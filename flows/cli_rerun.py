@@ -1,0 +1,283 @@
+"""Commands that change one thing: rerun, evaluate, and plan, which only asks."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli_options import (
+    DEFAULT_STORE,
+    ConfigOption,
+    IntoOption,
+    OnlyOption,
+    RunOption,
+    SetOption,
+    StoreOption,
+    UntilOption,
+    chosen_run,
+    last_stage,
+    settings_of,
+)
+from flows.cli_train import in_session
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from flows.catalogue import Scope
+    from schemas.config import RunConfig
+    from storage import RunParent, Store
+
+IterationOption = Annotated[int, typer.Option("--iteration", min=0, help="Iteration to branch.")]
+
+
+def rerun(  # noqa: PLR0913, PLR0917, options of the command line
+    stage: Annotated[
+        str,
+        typer.Argument(
+            help="First stage to compute: prompts, rollout, execution, turn_rewards, "
+            "similarity, advantages, optimisation or evaluation."
+        ),
+    ],
+    iteration: IterationOption,
+    store: StoreOption = DEFAULT_STORE,
+    run: RunOption = None,
+    into: IntoOption = None,
+    overrides: SetOption = None,
+    only: OnlyOption = None,
+    until: UntilOption = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Compute the stage even if its result is stored.")
+    ] = False,
+) -> None:
+    """Computes one stage of an iteration again, and what depends on it, into a branch.
+
+    What stands before the stage is taken over as stored; the original run stays as it is. A key
+    without a section belongs to the stage: `--set gamma=0.95` is advantages.gamma here. Up to the
+    advantages no model is opened and no code is executed.
+
+    Example: turnledger rerun turn_rewards --from-run first --iteration 3 --until advantages
+    """
+    _rerun(_asked(stage, store, run, iteration, into, overrides, until, only), refresh=refresh)
+
+
+def evaluate(
+    store: StoreOption = DEFAULT_STORE,
+    run: RunOption = None,
+    iteration: Annotated[
+        int | None,
+        typer.Option("--iteration", min=0, help="Policy to evaluate; left out, the last one."),
+    ] = None,
+    into: IntoOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Evaluates a stored policy and prints its accuracy.
+
+    With other settings than the run's, the result goes into a branch.
+
+    Example: turnledger evaluate --run first --set samples=16 --set path=problems.jsonl
+    """
+    from storage import Store
+
+    if iteration is None:
+        opened = Store.open(store)
+        iteration = opened.run_record(chosen_run(opened, run)).iterations_done
+    _rerun(_asked("evaluation", store, run, iteration, into, overrides, None, None))
+
+
+def plan(  # noqa: PLR0913, PLR0917, options of the command line
+    stage: Annotated[
+        str | None, typer.Argument(help="Plans a rerun of this stage; left out, a training.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    run: RunOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    iteration: Annotated[
+        int | None,
+        typer.Option("--iteration", min=0, help="Iteration to rerun; of a training, to show."),
+    ] = None,
+    only: OnlyOption = None,
+    until: UntilOption = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="A line for each shard and turn, also for hits.")
+    ] = False,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Parquet file to write the whole plan to.")
+    ] = None,
+) -> None:
+    """Says what `train`, or a rerun of STAGE, would find stored, what it would run, and why.
+
+    Nothing is run or written. Stage runs of several shards and turns share a line where they
+    agree. `depends` is said of a stage whose input would be made anew: should that come out as
+    it was, its stored result serves.
+
+    Example: turnledger plan --run first --set advantages.gamma=0.95
+    """
+    from flows.plan_report import plan_lines
+
+    if stage is None:
+        if only is not None or until is not None:
+            raise ConfigError("--only, --downstream and --until belong to the plan of a rerun")
+        planned = _plan_training(store, run, config, overrides)
+        if iteration is not None:
+            planned = planned.filter(iteration=iteration)
+    else:
+        if iteration is None or config is not None:
+            raise ConfigError("the plan of a rerun needs --iteration, and takes no --config")
+        planned = _plan_rerun(_asked(stage, store, run, iteration, None, overrides, until, only))
+    if to is not None:
+        planned.write_parquet(to)
+    for line in plan_lines(planned, everything=everything):
+        typer.echo(line)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rerun:
+    """A rerun as asked for."""
+
+    store: "Store"
+    source: str
+    into: str | None
+    iteration: int
+    scope: "Scope"
+    overrides: list[str]
+    old: "RunConfig"
+    config: "RunConfig"
+
+
+def _asked(
+    stage: str,
+    store: str,
+    run: str | None,
+    iteration: int,
+    into: str | None,
+    overrides: list[str] | None,
+    until: str | None,
+    only: bool | None,
+) -> _Rerun:
+    from flows.catalogue import Scope, check_stage
+    from flows.sessions import branch_config
+    from storage import Store
+
+    scope = Scope.of(check_stage(stage), last_stage(stage, until, only))
+    opened = Store.open(store)
+    source = chosen_run(opened, run)
+    changes = overrides or []
+    old, config = branch_config(opened, source, scope, changes)
+    return _Rerun(opened, source, into, iteration, scope, changes, old, config)
+
+
+def _plan_training(
+    store: str, run: str | None, config: Path | None, overrides: list[str] | None
+) -> "pl.DataFrame":
+    from flows.binding import Place
+    from flows.plan import plan_training
+    from flows.sessions import default_run_name
+    from storage import Store
+
+    opened = Store.open(store)
+    name = run
+    if name is None and config is None and not overrides:
+        name = chosen_run(opened, None)
+    settings = settings_of(opened, name, config, overrides)
+    name = name or default_run_name(settings)
+    typer.echo(f"plan of run {name} in {store}")
+    place = Place(store=opened.url, run=name, iteration=0, verify=settings.compute.verify)
+    return plan_training(place, settings)
+
+
+def _plan_rerun(asked: _Rerun) -> "pl.DataFrame":
+    from flows.binding import Place
+    from flows.plan import plan_rerun
+    from flows.sessions import branch_name
+
+    into = asked.into or branch_name(asked.store, asked.source, _parent(asked), asked.config)
+    told = f"rerun of {asked.scope.first} in {asked.source}, iteration {asked.iteration}"
+    typer.echo(f"plan of a {told}, into {into}")
+    old = Place(
+        store=asked.store.url,
+        run=asked.source,
+        iteration=asked.iteration,
+        verify=asked.config.compute.verify,
+    )
+    return plan_rerun(old, old.model_copy(update={"run": into}), asked.scope, asked.config)
+
+
+def _parent(asked: _Rerun) -> "RunParent":
+    from flows.catalogue import ORDER
+    from storage import RunParent
+
+    until = None if asked.scope.last == ORDER[-1] else asked.scope.last
+    return RunParent(
+        run=asked.source,
+        iteration=asked.iteration,
+        stage=asked.scope.first,
+        until=until,
+        overrides=asked.overrides,
+    )
+
+
+def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
+    """Runs stages again into a branch and says what came of it."""
+    from flows.binding import Place
+    from flows.rerun import check_source
+    from flows.sessions import branch_name, check_inputs
+
+    opened, source, scope = asked.store, asked.source, asked.scope
+    is_evaluation = scope.first == "evaluation"
+    in_place = is_evaluation and asked.config == asked.old and asked.into is None
+    parent = _parent(asked)
+    name = source if in_place else asked.into
+    if name is None:
+        name = branch_name(opened, source, parent, asked.config)
+    if name == source and not in_place:
+        raise ConfigError(f"--into {asked.into} is the run itself: name another one")
+    old = Place(store=opened.url, run=source, iteration=asked.iteration)
+    check_source(opened, old, scope)
+    check_inputs(asked.config, runs_code=scope.runs_code)
+    doing = "evaluation of" if is_evaluation else f"rerun of {scope.first} in"
+    typer.echo(f"{doing} {source}, iteration {asked.iteration}, into {name}")
+
+    def work() -> None:
+        from flows.rerun import rerun as rerun_flow
+
+        rerun_flow(
+            *(opened.url, source, name, asked.iteration, scope.first),
+            config=asked.config,
+            until=parent.until,
+            refresh=refresh,
+        )
+
+    in_session(opened, name, asked.config, None if in_place else parent, work)
+    record = opened.run_record(name)
+    done = max(record.iterations_done, asked.iteration)
+    opened.save_run(record.model_copy(update={"iterations_done": done}))
+    _tell_rerun(asked, name)
+
+
+def _tell_rerun(asked: _Rerun, name: str) -> None:
+    """Says what a rerun changed, and where to look."""
+    from flows.catalogue import STAGES
+    from flows.report import accuracy_by_iteration, accuracy_table, changes_of_advantages
+
+    url, scope = asked.store.url, asked.scope
+    if scope.first == "evaluation":
+        Console().print(accuracy_table(accuracy_by_iteration(url, name)))
+        return
+    if scope.computes("advantages"):
+        typer.echo(changes_of_advantages(url, asked.source, name, asked.iteration))
+    typer.echo(f"before      {url}/run={asked.source}")
+    typer.echo(f"after       {url}/run={name}")
+    is_credited = scope.computes("advantages")
+    last = scope.last if scope.is_one_stage or scope.last != "evaluation" else "optimisation"
+    table = "advantages" if is_credited else STAGES[last].tables[0]
+    command = Path(sys.argv[0])
+    place = f"--store {shlex.quote(url)}"
+    typer.echo(f"Look: {command} show {table} {place} --run {name}")
+    if is_credited:
+        typer.echo(f"Compare: {command} diff {asked.source} {name} {place}")

@@ -1,0 +1,166 @@
+"""Commands that train: train, quickstart."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli_options import (
+    DEFAULT_STORE,
+    ConfigOption,
+    SetOption,
+    StoreOption,
+    as_toml,
+    read_config,
+    settings_of,
+)
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from schemas.config import RunConfig
+    from storage import RunParent, Store
+
+REFRESHED_STAGES = typer.Option(
+    "--refresh", help="Stage to compute even if its results are stored. Repeatable."
+)
+
+
+def train(
+    store: StoreOption = DEFAULT_STORE,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", help="Name of the run; left out, it is named by its settings."),
+    ] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    refresh: Annotated[list[str] | None, REFRESHED_STAGES] = None,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Prints all settings as TOML and stops.")
+    ] = False,
+) -> None:
+    """Trains a run, or continues it after its last finished stage.
+
+    The sections of the config are problems, policy, cold_start, rollout, execution,
+    turn_rewards, similarity, advantages, optimisation, evaluation and compute, beside the keys
+    seed and iterations. `--show-config` lists every setting with its value. A run that exists
+    keeps its settings; a branch goes on after the iteration that was rerun.
+
+    Example: turnledger train --run first --set iterations=5 --set advantages.estimator=grpo
+    """
+    settings = settings_of(_existing(store), run, config, overrides)
+    if show_config:
+        typer.echo(as_toml(settings))
+        return
+    _train(store, run, settings, _known_stages(refresh or []))
+
+
+def quickstart(store: StoreOption = DEFAULT_STORE, overrides: SetOption = None) -> None:
+    """Trains the embedded tiny policy from nothing, in a few minutes on two cores.
+
+    Prints held-out accuracy by iteration as a table and draws it, then says what to try next.
+    Run again, it finds everything stored.
+    """
+    started = time.perf_counter()
+    settings = read_config(None, overrides)
+    accuracy, run = _train(store, None, settings, ())
+    from flows.report import accuracy_table, draw_accuracy
+
+    console = Console()
+    console.print(accuracy_table(accuracy))
+    is_remote = "://" in store
+    picture = Path(f"{run}.png") if is_remote else Path(store) / f"run={run}" / "accuracy.png"
+    draw_accuracy(accuracy, f"{run}: GTPO from the cold start", picture)
+    last = settings.iterations
+    command = Path(sys.argv[0])
+    place = f"--store {store} --run {run}"
+    read = f"storage.open_table('{store}', '{run}', 'turns').collect()"
+    typer.echo(
+        f"""picture     {picture}
+tables      {store}/run={run}/iteration=*/split=*/stage=*/
+Look at a table:
+  {command} show advantages {place} --iteration {last}
+Ask what a change would run, and why:
+  {command} plan advantages {place} --iteration {last} --set gamma=0.95
+Change one stage; its rollouts are taken over, only what depends on it is computed:
+  {command} rerun advantages {place} --iteration {last} --set gamma=0.95
+Open any table of the run in Polars:
+  {sys.executable} -c "import storage; print({read})"
+"""
+    )
+    first, final = accuracy["avg_at_k"][0], accuracy["avg_at_k"][-1]
+    told = store if is_remote else Path(store).absolute()
+    typer.echo(
+        f"quickstart: avg@{settings.evaluation.samples} {first:.2f} -> {final:.2f} "
+        f"in {time.perf_counter() - started:.0f} s, store {told}"
+    )
+
+
+def _existing(store: str) -> "Store | None":
+    """Opens a store, if there is one."""
+    from storage import Store
+
+    is_there = "://" in store or Path(store).exists()
+    return Store.open(store, create=True) if is_there else None
+
+
+def _known_stages(stages: list[str]) -> tuple[str, ...]:
+    from flows.catalogue import STAGES
+
+    for stage in stages:
+        if stage not in STAGES:
+            raise ConfigError(f"stage {stage} is unknown; stages: {', '.join(STAGES)}")
+    return tuple(stages)
+
+
+def _train(
+    store: str, run: str | None, config: "RunConfig", refresh: tuple[str, ...]
+) -> "tuple[pl.DataFrame, str]":
+    """Trains and returns the accuracy by iteration and the name of the run."""
+    from flows.report import accuracy_by_iteration
+    from flows.sessions import check_inputs, default_run_name
+    from storage import Store
+
+    check_inputs(config)
+    name = run or default_run_name(config)
+    opened = Store.open(store, create=True)
+    typer.echo(f"run {name} in {store}")
+
+    def work() -> None:
+        from flows.train import train as train_flow
+
+        train_flow(opened.url, name, config, refresh)
+
+    in_session(opened, name, config, None, work)
+    return accuracy_by_iteration(store, name), name
+
+
+def in_session(
+    store: "Store",
+    run: str,
+    config: "RunConfig",
+    parent: "RunParent | None",
+    work: Callable[[], None],
+) -> None:
+    """Does the work of a flow with progress, record and lock around it."""
+    from flows.progress import Display
+    from flows.sessions import session, start_prefect
+
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    try:
+        with (
+            session(store, run, config, parent=parent),
+            Display(Console(), store, config.iterations) as display,
+        ):
+            start_prefect()
+            work()
+    except KeyboardInterrupt as error:
+        typer.echo(f"interrupted: the same command continues run {run}", err=True)
+        raise typer.Exit(130) from error
+    typer.echo(f"{display.computed} stage runs computed, {display.reused} found stored")

@@ -1,0 +1,184 @@
+"""Stage tasks from the trajectories on: rewards, similarity, advantages, optimisation, evaluation.
+
+Each function describes a stage run; the closure inside reads the inputs, hands frames to the
+stage and names what comes back.
+"""
+
+import polars as pl
+
+from flows.binding import Place, Produced, StageRun
+from flows.resources import on_torch_thread
+from flows.stage_tasks import stage_task
+from flows.task_inputs import (
+    Shard,
+    Trajectories,
+    numbered,
+    read_trajectories,
+    read_turns,
+    tell_progress,
+)
+from schemas.config import (
+    AdvantagesConfig,
+    ComputeConfig,
+    EvaluationConfig,
+    OptimisationConfig,
+    SimilarityConfig,
+    TurnRewardsConfig,
+)
+from schemas.refs import CheckpointRef, StageOutput, TableRef
+from schemas.tables import (
+    Advantages,
+    ShapedRewards,
+    TurnRewards,
+)
+from stages.advantages import estimate_advantages
+from stages.evaluation import evaluate
+from stages.optimisation import make_batch, optimise
+from stages.shards import take_shard
+from stages.similarity import shape_rewards
+from stages.turn_rewards import score_turns
+from storage.checkpoints import load_optimiser_state, load_policy, save_policy
+
+
+@stage_task("turn rewards {place.iteration} shard {shard.index}")
+def turn_rewards_task(
+    place: Place,
+    shard: Shard,
+    prompts: TableRef,
+    turns: list[StageOutput],
+    executions: list[StageOutput],
+    config: TurnRewardsConfig,
+) -> StageRun:
+    """Scores every turn of a shard."""
+    rolled_out = Trajectories.of(prompts, turns, executions)
+
+    def compute() -> Produced:
+        asked, said, observed = read_trajectories(place, rolled_out)
+        asked = take_shard(asked, shard.index, shard.of)
+        return Produced(tables={"turn_rewards": score_turns(asked, said, observed, config)})
+
+    return StageRun(
+        place=place,
+        slot=place.slot("turn_rewards", shard=shard.index),
+        config=config.model_dump(mode="json"),
+        inputs=rolled_out.inputs(),
+        compute=compute,
+    )
+
+
+@stage_task("similarity {place.iteration} shard {shard.index}")
+def similarity_task(
+    place: Place,
+    shard: Shard,
+    turns: list[StageOutput],
+    rewards: StageOutput,
+    config: SimilarityConfig,
+) -> StageRun:
+    """Shapes the rewards of a shard's wrong trajectories by resemblance to right ones."""
+    said = [output.tables["turns"] for output in turns]
+    turn_rewards = rewards.tables["turn_rewards"]
+
+    def compute() -> Produced:
+        scored = TurnRewards.validate(place.open().read(turn_rewards))
+        shaped = shape_rewards(read_turns(place, said), scored, config)
+        return Produced(tables={"shaped_rewards": shaped})
+
+    return StageRun(
+        place=place,
+        slot=place.slot("similarity", shard=shard.index),
+        config=config.model_dump(mode="json"),
+        inputs={**numbered("turns", said), "turn_rewards": turn_rewards},
+        compute=compute,
+    )
+
+
+@stage_task("advantages {place.iteration}")
+def advantages_task(place: Place, shaped: list[StageOutput], config: AdvantagesConfig) -> StageRun:
+    """Credits every turn of the batch; a batch is normalised as a whole where that is asked for."""
+    rewards = [output.tables["shaped_rewards"] for output in shaped]
+
+    def compute() -> Produced:
+        frames = [place.open().read(ref) for ref in rewards]
+        rows = ShapedRewards.validate(pl.concat([ShapedRewards.create_empty(), *frames]))
+        return Produced(tables={"advantages": estimate_advantages(rows, config)})
+
+    return StageRun(
+        place=place,
+        slot=place.slot("advantages"),
+        config=config.model_dump(mode="json"),
+        inputs=numbered("shaped_rewards", rewards),
+        compute=compute,
+    )
+
+
+@stage_task("optimisation {place.iteration}")
+def optimisation_task(
+    place: Place,
+    rolled_out: Trajectories,
+    advantages: TableRef,
+    policy: CheckpointRef,
+    config: OptimisationConfig,
+    compute_config: ComputeConfig,
+    seed: int,
+) -> StageRun:
+    """Updates the policy and stores the next checkpoint."""
+    slot = place.slot("optimisation")
+
+    def compute() -> Produced:
+        store = place.open()
+        credit = Advantages.validate(store.read(advantages))
+        batch = make_batch(*read_trajectories(place, rolled_out), credit)
+        folder = store.path(policy)
+        model, tokenizer = load_policy(folder, device=compute_config.device)
+        updates, state = on_torch_thread(
+            compute_config,
+            lambda: optimise(
+                model,
+                batch,
+                config,
+                optimiser_state=load_optimiser_state(folder),
+                seed=seed,
+                on_step=lambda step, steps: tell_progress(slot, f"step {step} of {steps}"),
+            ),
+        )
+        return Produced(
+            tables={"updates": updates},
+            checkpoint_writer=lambda out: save_policy(out, model, tokenizer, state),
+            policy_version=policy.policy_version + 1,
+        )
+
+    return StageRun(
+        place=place,
+        slot=slot,
+        config=config.model_dump(mode="json"),
+        inputs={**rolled_out.inputs(), "advantages": advantages, "policy": policy},
+        seed=seed,
+        compute=compute,
+    )
+
+
+@stage_task("evaluation {place.iteration}")
+def evaluation_task(
+    place: Place,
+    rolled_out: Trajectories,
+    config: EvaluationConfig,
+    grading_time_s: float,
+) -> StageRun:
+    """Grades the samples of a policy on held-out problems."""
+    benchmark = "held_out" if config.path is None else config.path.rstrip("/").split("/")[-1]
+
+    def compute() -> Produced:
+        graded = evaluate(
+            *read_trajectories(place, rolled_out),
+            benchmark=benchmark,
+            grading_time_s=grading_time_s,
+        )
+        return Produced(tables={"evaluations": graded})
+
+    return StageRun(
+        place=place,
+        slot=place.slot("evaluation"),
+        config={"benchmark": benchmark, "grading_time_s": grading_time_s},
+        inputs=rolled_out.inputs(),
+        compute=compute,
+    )

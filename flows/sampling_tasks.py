@@ -1,0 +1,231 @@
+"""Stage tasks up to the trajectories: problems, cold start, prompts, rollout, execution.
+
+Each function describes a stage run; the closure inside reads the inputs, hands frames to the
+stage and names what comes back.
+"""
+
+from pathlib import Path
+
+from flows.binding import Place, Produced, StageRun
+from flows.resources import dialogue_of, engine_of, executor_of, on_torch_thread
+from flows.stage_tasks import stage_task
+from flows.task_inputs import (
+    Sampling,
+    Shard,
+    Trajectories,
+    foreign_ref,
+    read_trajectories,
+    read_turns,
+    tell_progress,
+)
+from schemas.config import ExecutionConfig, ProblemsConfig, RunConfig
+from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
+from schemas.tables import Problems
+from stages.cold_start import start_policy
+from stages.execution import execute_turns
+from stages.prompts import embedded_problems, make_prompts, pick_problems
+from stages.randomness import derive_seed
+from stages.rollout import roll_out_turn
+from stages.shards import take_shard
+from storage import load_problems
+from storage.checkpoints import load_policy, save_policy
+from storage.digests import files_below
+from storage.problem_sources import find_source
+
+
+@stage_task("problems {place.split}")
+def problems_task(place: Place, config: ProblemsConfig) -> StageRun:
+    """Loads a problem file into the store, with its rejected rows beside it."""
+    path = config.path
+    if path is None:
+        raise ValueError("embedded problems are drawn by the prompts stage")
+    source = find_source(Path(path))
+
+    def compute() -> Produced:
+        loaded = load_problems(
+            path,
+            problem_field=config.problem_field,
+            answer_field=config.answer_field,
+            id_field=config.id_field,
+        )
+        return Produced(tables={"problems": loaded.problems, "rejected_problems": loaded.rejected})
+
+    return StageRun(
+        place=place,
+        slot=place.slot("problems"),
+        # The name becomes part of the rows: their source, and their ids where they have none.
+        config={**config.model_dump(exclude={"path", "levels"}), "source": source.name},
+        inputs={"file": foreign_ref(path, source.files)},
+        compute=compute,
+    )
+
+
+@stage_task("cold start")
+def cold_start_task(place: Place, config: RunConfig) -> StageRun:
+    """Makes the first policy: embedded or given, started on demonstrations."""
+    slot = place.slot("cold_start")
+    seed = derive_seed(config.seed, "cold_start")
+
+    def on_step(step: int, loss: float) -> None:
+        if step % 10 == 0:
+            tell_progress(slot, f"step {step} of {config.cold_start.steps}, loss {loss:.2f}")
+
+    def compute() -> Produced:
+        given = None
+        if config.policy.path is not None:
+            given = load_policy(config.policy.path, device=config.compute.device)
+        started = on_torch_thread(
+            config.compute, lambda: start_policy(config, given=given, seed=seed, on_step=on_step)
+        )
+        return Produced(
+            tables={
+                "demonstrations": started.demonstrations,
+                "cold_start_updates": started.updates,
+            },
+            checkpoint_writer=lambda folder: save_policy(
+                folder, started.model, started.tokenizer, None
+            ),
+            policy_version=0,
+        )
+
+    inputs: dict[str, Ref] = {}
+    if config.policy.path is not None:
+        folder = Path(config.policy.path)
+        files = [folder / name for name in files_below(folder)]
+        inputs["policy"] = foreign_ref(config.policy.path, files)
+    return StageRun(
+        place=place,
+        slot=slot,
+        config={
+            **config.cold_start.model_dump(mode="json"),
+            "policy": config.policy.model_dump(mode="json", exclude={"path"}),
+            "levels": list(config.problems.levels),
+            "observation_chars": config.execution.observation_chars,
+        },
+        inputs=inputs,
+        seed=seed,
+        compute=compute,
+    )
+
+
+@stage_task("prompts {place.split} {place.iteration}")
+def prompts_task(
+    place: Place,
+    problems: TableRef | None,
+    tokenizer: CheckpointRef,
+    config: RunConfig,
+) -> StageRun:
+    """Picks the problems of an iteration or of an evaluation and makes their prompts."""
+    train = place.split == "train"
+    count = config.rollout.prompts if train else config.evaluation.problems
+    iteration = place.iteration if train else 1
+    seed = derive_seed(config.seed, "prompts", place.split)
+
+    def compute() -> Produced:
+        if problems is None:
+            picked = embedded_problems(
+                count,
+                split="train" if train else "held_out",
+                levels=config.problems.levels,
+                seed=derive_seed(seed, iteration),
+            )
+        else:
+            known = Problems.validate(place.open().read(problems))
+            wanted = count if train else min(count, len(known))
+            picked = pick_problems(known, wanted, iteration=iteration, seed=seed)
+        dialogue = dialogue_of(place.store, tokenizer)
+        return Produced(tables={"prompts": make_prompts(picked, encode=dialogue.encode_prompts)})
+
+    inputs: dict[str, Ref] = {"tokenizer": tokenizer}
+    if problems is not None:
+        inputs["problems"] = problems
+    return StageRun(
+        place=place,
+        slot=place.slot("prompts"),
+        config={
+            "prompts": count,
+            "iteration": iteration,
+            "split": place.split,
+            "levels": list(config.problems.levels),
+        },
+        inputs=inputs,
+        seed=seed,
+        compute=compute,
+    )
+
+
+@stage_task("rollout {place.split} {place.iteration} shard {shard.index} turn {turn}")
+def rollout_task(
+    place: Place,
+    shard: Shard,
+    turn: int,
+    prompts: TableRef,
+    turns: list[StageOutput],
+    executions: list[StageOutput],
+    policy: CheckpointRef,
+    sampling: Sampling,
+) -> StageRun:
+    """Samples one turn of every open trajectory of a shard, from all that it did before."""
+    history = Trajectories.of(prompts, turns, executions)
+
+    def compute() -> Produced:
+        asked, said, observed = read_trajectories(place, history)
+        engine, dialogue = engine_of(place.store, policy, sampling.compute)
+        sampled = on_torch_thread(
+            sampling.compute,
+            lambda: roll_out_turn(
+                take_shard(asked, shard.index, shard.of),
+                said,
+                observed,
+                engine=engine,
+                dialogue=dialogue,
+                config=sampling.config,
+                seed=sampling.seed,
+                turn_index=turn,
+            ),
+        )
+        return Produced(tables={"turns": sampled})
+
+    return StageRun(
+        place=place,
+        slot=place.slot("rollout", shard=shard.index, turn=turn),
+        config={
+            **sampling.config.model_dump(mode="json", exclude={"prompts", "shards", "max_turns"}),
+            **shard.model_dump(),
+            "turn": turn,
+        },
+        inputs={**history.inputs(), "policy": policy},
+        seed=sampling.seed,
+        compute=compute,
+    )
+
+
+@stage_task("execution {place.split} {place.iteration} shard {shard.index} turn {turn}")
+def execution_task(
+    place: Place,
+    shard: Shard,
+    turn: int,
+    rolled_out: StageOutput,
+    tokenizer: CheckpointRef,
+    config: ExecutionConfig,
+) -> StageRun:
+    """Runs the code of one turn of a shard and makes the observations."""
+    turns = rolled_out.tables["turns"]
+
+    def compute() -> Produced:
+        dialogue = dialogue_of(place.store, tokenizer)
+        executed = execute_turns(
+            read_turns(place, [turns]),
+            executor=executor_of(config),
+            config=config,
+            encode_observation=dialogue.encode_observations,
+        )
+        return Produced(tables={"executions": executed})
+
+    return StageRun(
+        place=place,
+        slot=place.slot("execution", shard=shard.index, turn=turn),
+        config=config.model_dump(mode="json", exclude={"workers"}),
+        inputs={"turns": turns, "tokenizer": tokenizer},
+        compute=compute,
+    )
