@@ -137,7 +137,7 @@ def run_stage(
         stage=slot.stage,
         code=_code(slot.stage),
         config=dict(config),
-        inputs={name: ref.digest for name, ref in inputs.items()},
+        inputs={name: ref.content for name, ref in inputs.items()},
         seed=seed,
         libraries=_libraries(slot.stage),
     )

@@ -113,4 +113,5 @@ def table_of(
 def foreign_ref(path: str, files: Sequence[Path]) -> Ref:
     """Names something outside the store by the content of its files, in their order."""
     digests = {str(number): file_digest(file) for number, file in enumerate(files)}
-    return Ref(uri=path, name="foreign", digest=digest_of_files(digests))
+    digest = digest_of_files(digests)
+    return Ref(uri=path, name="foreign", digest=digest, content=digest)

@@ -30,7 +30,7 @@ def run(place: Place, calls: list[int], *, config: int = 1, digest: str = "a") -
         place,
         place.slot("problems"),
         config={"setting": config},
-        inputs={"file": Ref(uri="elsewhere", name="file", digest=digest)},
+        inputs={"file": Ref(uri="elsewhere", name="file", digest=digest, content=digest)},
         compute=compute,
     )
 
