@@ -16,7 +16,13 @@ class Ref(BaseModel):
     name: str
     """Name of the table (`turns`, `advantages`, ...), or `policy` for a checkpoint."""
     digest: str
-    """SHA-256 of the content, hexadecimal: of the file, or of a folder's files and names."""
+    """SHA-256 of the bytes, hexadecimal: of the file, or of a folder's files and names."""
+    content: str
+    """SHA-256 of what counts as data: of the table written without its measured columns.
+
+    Equal to `digest` where nothing is measured. Results that depend on this output are looked up
+    by it, so that a timing which differs does not make them run again.
+    """
 
 
 class TableRef(Ref):

@@ -5,7 +5,8 @@ needs. `run`, `iteration`, `split` and `shard` are not columns of the files: the
 partitions of the path, so that one stored file can serve several runs. Null means "does not
 apply" or "not known" and is never a stand-in for zero.
 
-Each column carries its meaning in its metadata; the page on tables is made of them.
+Each column carries its meaning in its metadata; the page on tables is made of them. Columns
+marked as measured hold timings: they are stored, but no later stage run depends on them.
 """
 
 from dataclasses import dataclass
@@ -173,8 +174,10 @@ class Executions(dy.Schema):
     stdout = dy.String(metadata={"doc": "Standard output, cut at the output limit."})
     stderr = dy.String(metadata={"doc": "Standard error, cut at the output limit."})
     exit_code = dy.Int32(nullable=True, metadata={"doc": "Exit code; null when killed."})
-    wall_s = dy.Float64(nullable=True, metadata={"doc": "Wall time, seconds."})
-    cpu_s = dy.Float64(nullable=True, metadata={"doc": "User and system CPU time, seconds."})
+    wall_s = dy.Float64(nullable=True, metadata={"doc": "Wall time, seconds.", "measured": True})
+    cpu_s = dy.Float64(
+        nullable=True, metadata={"doc": "User and system CPU time, seconds.", "measured": True}
+    )
     observation = dy.String(metadata={"doc": "Text shown to the policy."})
     observation_token_ids = dy.List(
         dy.Int32(), metadata={"doc": "[observation_tokens] inserted tokens; carry no loss."}
@@ -274,7 +277,7 @@ class Updates(dy.Schema):
     learning_rate = dy.Float64(metadata={"doc": "Learning rate of the step."})
     trajectories = dy.Int32(metadata={"doc": "Trajectories of the step."})
     tokens = dy.Int64(metadata={"doc": "Generated tokens that carried loss."})
-    seconds = dy.Float64(metadata={"doc": "Wall time of the step, seconds."})
+    seconds = dy.Float64(metadata={"doc": "Wall time of the step, seconds.", "measured": True})
 
 
 class Evaluations(dy.Schema):
@@ -324,7 +327,7 @@ class ColdStartUpdates(dy.Schema):
     loss = dy.Float64(metadata={"doc": "Mean negative log-likelihood, nats a token."})
     learning_rate = dy.Float64(metadata={"doc": "Learning rate of the AdamW group."})
     tokens = dy.Int64(metadata={"doc": "Tokens of the batch, padding left out."})
-    seconds = dy.Float64(metadata={"doc": "Wall time of the step, seconds."})
+    seconds = dy.Float64(metadata={"doc": "Wall time of the step, seconds.", "measured": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,6 +336,12 @@ class Table:
 
     schema: type[dy.Schema]
     version: int
+
+    @property
+    def measured(self) -> list[str]:
+        """Names of the columns that differ from run to run although the result is the same."""
+        columns = self.schema.columns().items()
+        return [name for name, c in columns if (c.metadata or {}).get("measured", False)]
 
 
 TABLES: dict[str, Table] = {

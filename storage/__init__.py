@@ -9,6 +9,7 @@ from storage.problems import LoadedProblems, load_problems
 from storage.runs import RunParent, RunRecord
 from storage.scans import open_table
 from storage.store import Found, Store
+from storage.verification import Verify
 
 __all__ = [
     "Fingerprint",
@@ -18,6 +19,7 @@ __all__ = [
     "RunRecord",
     "Slot",
     "Store",
+    "Verify",
     "explain",
     "load_problems",
     "module_closure",

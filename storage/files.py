@@ -1,5 +1,6 @@
 """Writing so that a reader sees all or nothing, also after a crash."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -31,24 +32,47 @@ def disk_errors(action: str, path: Path) -> Iterator[None]:
 
 @contextmanager
 def staging_folder(tmp: Path) -> Iterator[Path]:
-    """Makes a folder to write in; what is left of it at the end is removed."""
+    """Makes a folder to write in; what is left of it at the end is removed.
+
+    The folder is held locked meanwhile, so that nobody takes it for one of a killed process.
+    """
     folder = tmp / uuid.uuid4().hex
     folder.mkdir(parents=True)
+    held = os.open(folder, os.O_RDONLY)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX)
         yield folder
     finally:
+        os.close(held)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_stale(tmp: Path) -> None:
-    """Removes what killed processes left in `tmp` more than a day ago, as far as it can."""
+    """Removes what killed processes left in `tmp` more than a day ago, as far as it can.
+
+    The age is only a first sieve, for clocks are set: what a process still holds is kept.
+    """
     for path in tmp.glob("*"):
         try:
-            is_stale = path.is_dir() and time.time() - path.stat().st_mtime > _STALE_S
+            is_old = path.is_dir() and time.time() - path.stat().st_mtime > _STALE_S
         except FileNotFoundError:  # another process was faster
             continue
-        if is_stale:
+        if is_old and not _is_held(path):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # gone, or not ours to remove
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def write_durably(path: Path, content: bytes) -> None:

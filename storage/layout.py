@@ -9,6 +9,8 @@ run=<run>/iteration=0003/split=train/stage=rollout/shard=00/turn=0/   a slot
     turns.parquet
     policy/                    a checkpoint, where the stage makes one
     manifest.json
+
+A `uri` is a place relative to the store, with `/` between its parts.
 """
 
 import re
@@ -25,6 +27,7 @@ STORE_FORMAT = 1
 STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.json"
 POLICY_FOLDER = "policy"
+REPLACED = "replaced"
 
 Split = Literal["train", "evaluation"]
 
@@ -43,6 +46,42 @@ def check_run_name(name: str) -> str:
             "or underscores"
         )
     return name
+
+
+def check_uri(uri: str) -> str:
+    """Returns a `uri` if it stays in its store.
+
+    Raises:
+        StoreError: If it points out of it.
+    """
+    relative = PurePosixPath(uri)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise StoreError(f"reference {uri} points out of the store")
+    return uri
+
+
+def index_uri(fingerprint: str) -> str:
+    """Returns where the hint for a fingerprint is."""
+    return f"index/{fingerprint[:2]}/{fingerprint}.json"
+
+
+def replaced_uri(fingerprint: str) -> str:
+    """Returns where the replaced results of a fingerprint are."""
+    return f"{REPLACED}/{fingerprint}"
+
+
+def run_uri(run: str) -> str:
+    """Returns where everything of a run is.
+
+    Raises:
+        StoreError: If the name cannot be used.
+    """
+    return f"run={check_run_name(run)}"
+
+
+def record_uri(run: str) -> str:
+    """Returns where the record of a run is."""
+    return f"{run_uri(run)}/run.json"
 
 
 class Slot(BaseModel):
@@ -72,7 +111,7 @@ class Slot(BaseModel):
     def uri(self) -> str:
         """Folder of the slot relative to the store, with `/` between the parts."""
         parts = [
-            f"run={self.run}",
+            run_uri(self.run),
             f"iteration={self.iteration:04d}",
             f"split={self.split}",
             f"stage={self.stage}",
@@ -86,7 +125,7 @@ class Slot(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Paths of a store."""
+    """Paths of a store in a folder."""
 
     root: Path
 
@@ -111,10 +150,7 @@ class Layout:
         Raises:
             StoreError: If the `uri` points out of the store.
         """
-        relative = PurePosixPath(uri)
-        if relative.is_absolute() or ".." in relative.parts:
-            raise StoreError(f"reference {uri} points out of the store {self.root}")
-        return self.root / relative
+        return self.root / check_uri(uri)
 
     def uri(self, path: Path) -> str:
         """Returns a path inside the store as `uri`."""
@@ -122,11 +158,11 @@ class Layout:
 
     def index_file(self, fingerprint: str) -> Path:
         """Returns where the hint for a fingerprint is."""
-        return self.root / "index" / fingerprint[:2] / f"{fingerprint}.json"
+        return self.root / index_uri(fingerprint)
 
     def replaced(self, fingerprint: str) -> Path:
         """Returns the folder of the replaced results of a fingerprint."""
-        return self.root / "replaced" / fingerprint
+        return self.root / replaced_uri(fingerprint)
 
     def run_folder(self, run: str) -> Path:
         """Returns the folder of a run.
@@ -134,11 +170,11 @@ class Layout:
         Raises:
             StoreError: If the name cannot be used.
         """
-        return self.root / f"run={check_run_name(run)}"
+        return self.root / run_uri(run)
 
     def run_file(self, run: str) -> Path:
         """Returns where the record of a run is."""
-        return self.run_folder(run) / "run.json"
+        return self.root / record_uri(run)
 
     def run_lock(self, run: str) -> Path:
         """Returns the file that a training process holds locked."""

@@ -1,30 +1,18 @@
 """The manifest beside every result: what it is, what made it, and how to verify it."""
 
-import functools
-import importlib.metadata
-import os
-import platform
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, field_validator
 
 from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
-from storage.digests import digest_of_files, file_digest, files_below
+from storage.digests import digest_of_files, files_below
+from storage.environment import Environment
 from storage.fingerprints import Fingerprint
 from storage.layout import MANIFEST_FILE, POLICY_FOLDER, Slot
-
-
-class StoredFile(BaseModel):
-    """One file of a result."""
-
-    model_config = ConfigDict(frozen=True)
-
-    bytes: int
-    """Size."""
-    digest: str
-    """SHA-256 of the content, hexadecimal."""
+from storage.verification import StoredFile, Verify, is_right
 
 
 class StoredTable(BaseModel):
@@ -36,28 +24,8 @@ class StoredTable(BaseModel):
     """Number of rows."""
     schema_version: int
     """Version of the table's schema when it was written."""
-
-
-class Environment(BaseModel):
-    """What computed the result. Names no host and no user."""
-
-    model_config = ConfigDict(frozen=True)
-
-    turnledger: str
-    python: str
-    cpus: int | None
-    libraries: dict[str, str]
-
-    @classmethod
-    def current(cls, libraries: Mapping[str, str]) -> "Environment":
-        """Returns this process's environment, with the library versions that are handed in."""
-        own = {name: _version(name) for name in ("dataframely", "polars")}
-        return cls(
-            turnledger=_version("turnledger"),
-            python=platform.python_version(),
-            cpus=os.cpu_count(),
-            libraries=dict(sorted({**own, **libraries}.items())),
-        )
+    content: str | None = None
+    """Digest of the table without its measured columns; null where it is that of the file."""
 
 
 class Manifest(BaseModel):
@@ -90,42 +58,58 @@ class Manifest(BaseModel):
     environment: Environment
     """What computed the result."""
 
+    @field_validator("parents", mode="before")
+    @classmethod
+    def _with_content(cls, parents: Any) -> Any:
+        """Results stored before columns could be measured named their parents by digest alone."""
+        if not isinstance(parents, list):
+            return parents
+        return [
+            {**p, "content": p.get("content", p.get("digest"))} if isinstance(p, dict) else p
+            for p in parents
+        ]
+
+    @property
+    def policy_files(self) -> dict[str, StoredFile]:
+        """Files of the checkpoint, by name within it; empty without one."""
+        start = f"{POLICY_FOLDER}/"
+        return {n.removeprefix(start): f for n, f in self.files.items() if n.startswith(start)}
+
     def output(self, uri: str) -> StageOutput:
-        """Returns the references to this result as it lies in the folder `uri`."""
-        tables = {
-            name: TableRef(
-                uri=f"{uri}/{name}.parquet",
-                name=name,
-                digest=self.files[f"{name}.parquet"].digest,
-                rows=table.rows,
-                schema_version=table.schema_version,
-            )
-            for name, table in self.tables.items()
-        }
+        """Returns the references to this result as it lies at `uri`."""
+        tables = {name: self._table_ref(uri, name) for name in self.tables}
         if self.policy_version is None:
             return StageOutput(tables=tables)
-        policy_files = {
-            name.removeprefix(f"{POLICY_FOLDER}/"): file.digest
-            for name, file in self.files.items()
-            if name.startswith(f"{POLICY_FOLDER}/")
-        }
+        digest = digest_of_files({name: file.digest for name, file in self.policy_files.items()})
         checkpoint = CheckpointRef(
             uri=f"{uri}/{POLICY_FOLDER}",
             name=POLICY_FOLDER,
-            digest=digest_of_files(policy_files),
+            digest=digest,
+            content=digest,
             policy_version=self.policy_version,
         )
         return StageOutput(tables=tables, checkpoint=checkpoint)
 
+    def _table_ref(self, uri: str, name: str) -> TableRef:
+        table, file = self.tables[name], self.files[f"{name}.parquet"]
+        return TableRef(
+            uri=f"{uri}/{name}.parquet",
+            name=name,
+            digest=file.digest,
+            content=table.content or file.digest,
+            rows=table.rows,
+            schema_version=table.schema_version,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is in a result's folder, before its files are verified."""
+    """What is at a result's place, before its files are verified."""
 
     manifest: Manifest | None
-    """Null if the folder is missing or its manifest cannot be used."""
+    """Null if there is nothing or the manifest cannot be used."""
     problem: str | None
-    """What is wrong with the manifest; null if it can be used or the folder is missing."""
+    """What is wrong with the manifest; null if it can be used or there is nothing."""
 
 
 def inspect(folder: Path) -> Inspection:
@@ -138,33 +122,44 @@ def inspect(folder: Path) -> Inspection:
         return Inspection(None, f"missing file {MANIFEST_FILE}")
     except OSError as error:
         return Inspection(None, f"unreadable file {MANIFEST_FILE}: {error.strerror}")
+    return parsed(content)
+
+
+def parsed(content: bytes) -> Inspection:
+    """Reads a manifest from its bytes; unusable ones are told, not raised."""
     try:
         return Inspection(Manifest.model_validate_json(content), None)
     except ValidationError:
         return Inspection(None, f"damaged file {MANIFEST_FILE}")
 
 
-def content_problem(folder: Path, manifest: Manifest) -> str | None:
-    """Returns what is wrong with the files of a result, or null if every byte is right."""
+def content_problem(
+    folder: Path,
+    manifest: Manifest,
+    verify: Verify = "full",
+    *,
+    concerns: Callable[[str], bool] = lambda _: True,
+) -> str | None:
+    """Returns what is wrong with the files of a result, or null if they are right.
+
+    Args:
+        folder: Folder of the result.
+        manifest: Its manifest.
+        verify: Whether to read every byte.
+        concerns: Says of a relative name whether to look at that file.
+    """
     for name, stored in sorted(manifest.files.items()):
-        path = folder / name
+        if not concerns(name):
+            continue
         try:
-            is_right = path.stat().st_size == stored.bytes and file_digest(path) == stored.digest
+            right = is_right(folder / name, stored, verify)
         except (FileNotFoundError, NotADirectoryError):
             return f"missing file {name}"
         except OSError as error:
             return f"unreadable file {name}: {error.strerror}"
-        if not is_right:
+        if not right:
             return f"damaged file {name}"
-    for name in files_below(folder):
-        if name.startswith(f"{POLICY_FOLDER}/") and name not in manifest.files:
-            return f"unexpected file {name}"
+    for name in files_below(folder / POLICY_FOLDER):
+        if name not in manifest.policy_files and concerns(f"{POLICY_FOLDER}/{name}"):
+            return f"unexpected file {POLICY_FOLDER}/{name}"
     return None
-
-
-@functools.cache
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"

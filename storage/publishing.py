@@ -6,7 +6,7 @@ empty slot or a wrong index entry at worst; both are only hints to `Store.find`,
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -20,8 +20,9 @@ from storage.files import (
     replace_json,
     staging_folder,
     sync_path,
+    write_durably,
 )
-from storage.layout import MANIFEST_FILE, Layout, Slot
+from storage.layout import MANIFEST_FILE, Layout
 from storage.manifests import Manifest, content_problem, inspect
 
 _LOCK_WAIT_S = 60.0
@@ -29,15 +30,29 @@ _WITHOUT_MANIFEST = "unknown"
 """Stands for the fingerprint of a replaced result whose manifest cannot be read."""
 
 
-def publish(
-    layout: Layout, staged: Path, slot: Slot, manifest: Manifest, *, replace: bool
-) -> Manifest:
-    """Makes a finished folder the result of a slot.
+def seal(folder: Path, manifest: Manifest, *, sync: Sequence[str] = ()) -> None:
+    """Writes the manifest, the last file of a result, once the disk has all others.
+
+    Args:
+        folder: Folder of the result.
+        manifest: What to write.
+        sync: Relative names of the files that the disk may not have yet.
+    """
+    for name in sync:
+        sync_path(folder / name)
+    content = manifest.model_dump_json(indent=2) + "\n"
+    write_durably(folder / MANIFEST_FILE, content.encode())
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            sync_path(path)
+
+
+def publish(layout: Layout, staged: Path, manifest: Manifest, *, replace: bool) -> Manifest:
+    """Makes a finished folder the result of its slot.
 
     Args:
         layout: Paths of the store.
         staged: Folder on the store's file system, complete with its manifest.
-        slot: Place to take.
         manifest: Manifest of `staged`.
         replace: Whether to push out a right result with the same fingerprint as well;
             otherwise that one stays, for another process was faster.
@@ -45,7 +60,8 @@ def publish(
     Returns:
         Manifest of the result that is in the slot now.
     """
-    target = layout.resolve(slot.uri)
+    uri = manifest.slot.uri
+    target = layout.resolve(uri)
     fingerprint = manifest.fingerprint_digest
     with _publish_lock(layout):
         present = inspect(target).manifest
@@ -55,7 +71,7 @@ def publish(
             and present.fingerprint_digest == fingerprint
             and content_problem(target, present) is None
         ):
-            write_index(layout, fingerprint, slot.uri)
+            write_index(layout, fingerprint, uri)
             return present
         make_folder_durably(target.parent)
         if target.exists():
@@ -63,17 +79,17 @@ def publish(
         else:
             staged.rename(target)
         sync_path(target.parent)
-        write_index(layout, fingerprint, slot.uri)
+        write_index(layout, fingerprint, uri)
     return manifest
 
 
-def candidates(layout: Layout, fingerprint: str, slot: Slot) -> list[str]:
+def candidates(layout: Layout, fingerprint: str, slot: str) -> list[str]:
     """Returns the folders besides the slot that may hold a result, the index's hint first."""
     hinted = read_index(layout, fingerprint)
     shelf = layout.replaced(fingerprint)
     replaced = [layout.uri(folder) for folder in sorted(shelf.glob("*"), reverse=True)]
     uris = [hinted, *replaced] if hinted is not None else replaced
-    return [uri for uri in dict.fromkeys(uris) if uri != slot.uri]
+    return [uri for uri in dict.fromkeys(uris) if uri != slot]
 
 
 def read_index(layout: Layout, fingerprint: str) -> str | None:

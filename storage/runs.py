@@ -1,20 +1,13 @@
-"""Records of runs, and the lock that keeps two processes from training one run."""
+"""Records of runs: what is known of a run besides its results."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import StoreError
-from storage.files import disk_errors, replace_json
-from storage.layout import Layout, check_run_name
-
-_LOCK_WAIT_S = 0.5
-"""Longer than the moment for which a reader of records probes the lock."""
+from storage.backend import Backend
+from storage.layout import record_uri
 
 
 class RunParent(BaseModel):
@@ -59,83 +52,74 @@ class RunRecord(BaseModel):
     """Why it failed, in one line."""
 
 
-def save_run(layout: Layout, record: RunRecord) -> RunRecord:
+def save_run(backend: Backend, record: RunRecord) -> RunRecord:
     """Replaces the record of a run in one atomic step; see `Store.save_run`."""
-    saved = record.model_copy(update={"updated_at": datetime.now(UTC)})
-    path = layout.run_file(record.name)
-    with disk_errors("write", path):
-        replace_json(path, saved.model_dump(mode="json"))
+    with backend.errors("write", record_uri(record.name)):
+        known, _ = _records(backend)
+        saved = record.model_copy(update={"updated_at": _after(known)})
+        backend.write_record(record.name, saved.model_dump(mode="json"))
     return saved
 
 
-def read_run(layout: Layout, name: str) -> RunRecord:
+def read_run(backend: Backend, name: str) -> RunRecord:
     """Reads the record of a run; see `Store.run_record`."""
-    path = layout.run_file(name)
-    if not path.exists():
-        known = ", ".join(_recorded(layout)) or "none"
-        raise StoreError(f"run {name} is not in {layout.root}; known runs: {known}")
-    with disk_errors("read", path):
-        content = path.read_bytes()
+    record = _record(backend, name)
+    if record is None:
+        known = ", ".join(recorded(backend)) or "none"
+        raise StoreError(f"run {name} is not in {backend.url}; known runs: {known}")
+    return _with_state(backend, record)
+
+
+def read_runs(backend: Backend) -> tuple[list[RunRecord], dict[str, str]]:
+    """Reads all records, sorted by name; those that cannot be read by name, with the reason."""
+    records, damaged = _records(backend)
+    return [_with_state(backend, record) for record in records], damaged
+
+
+def recorded(backend: Backend) -> list[str]:
+    """Returns the names of the runs that have a record, readable or not, sorted."""
+    return [name for name in backend.runs() if backend.read_record(name) is not None]
+
+
+def _records(backend: Backend) -> tuple[list[RunRecord], dict[str, str]]:
+    records, damaged = [], {}
+    for name in backend.runs():
+        try:
+            record = _record(backend, name)
+        except StoreError as error:
+            damaged[name] = str(error)
+            continue
+        if record is not None:
+            records.append(record)
+    return records, damaged
+
+
+def _record(backend: Backend, name: str) -> RunRecord | None:
+    uri = record_uri(name)
+    with backend.errors("read", uri):
+        content = backend.read_record(name)
+    if content is None:
+        return None
     try:
-        record = RunRecord.model_validate_json(content)
+        return RunRecord.model_validate_json(content)
     except ValidationError as error:
-        raise StoreError(f"damaged run record {path}: {error.error_count()} problems") from error
-    if record.status == "running" and not _is_locked(layout, name):
-        return record.model_copy(update={"status": "interrupted"})
+        raise StoreError(
+            f"damaged run record {backend.address(uri)}: {error.error_count()} problems"
+        ) from error
+
+
+def _with_state(backend: Backend, record: RunRecord) -> RunRecord:
+    with backend.errors("read", record_uri(record.name)):
+        if record.status == "running" and not backend.is_locked(record.name):
+            return record.model_copy(update={"status": "interrupted"})
     return record
 
 
-def read_runs(layout: Layout) -> list[RunRecord]:
-    """Reads all records, sorted by name; see `Store.runs`."""
-    return [read_run(layout, name) for name in _recorded(layout)]
+def _after(records: list[RunRecord]) -> datetime:
+    """Returns the time, never before that of a record: clocks are set back, and hosts differ.
 
-
-@contextmanager
-def lock_run(layout: Layout, name: str) -> Iterator[None]:
-    """Holds a run for this process; see `Store.lock_run`."""
-    path = layout.run_lock(check_run_name(name))
-    holder = layout.run_lock_holder(name)
-    with disk_errors("lock", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=_LOCK_WAIT_S)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise StoreError(
-                f"run {name} is being trained by another process ({_holder(layout, name)}): "
-                "wait for it, stop it, or take another run name"
-            ) from error
-    try:
-        with disk_errors("lock", path):
-            holder.write_text(f"{os.getpid()}\n")
-        yield
-    finally:
-        with suppress(OSError):  # the file only serves the message above
-            holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _recorded(layout: Layout) -> list[str]:
-    return [name for name in layout.run_names() if layout.run_file(name).exists()]
-
-
-def _is_locked(layout: Layout, name: str) -> bool:
-    path = layout.run_lock(name)
-    if not path.exists():
-        return False
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        return True
-    except PermissionError:  # a reader without write access cannot probe; believe the record
-        return True
-    lock.release()
-    return False
-
-
-def _holder(layout: Layout, name: str) -> str:
-    try:
-        return f"pid {int(layout.run_lock_holder(name).read_text())}"
-    except (OSError, ValueError):  # it is just starting or just ending
-        return "pid unknown"
+    So the record that was saved last stays the one with the latest time.
+    """
+    now = datetime.now(UTC)
+    newest = max((record.updated_at for record in records), default=now)
+    return max(now, newest + timedelta(microseconds=1))

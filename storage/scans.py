@@ -1,19 +1,18 @@
 """Any table of a run in one call."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import polars as pl
 
 from schemas.errors import StoreError
-from storage.layout import Split
-from storage.manifests import inspect
+from storage.backend import Backend
+from storage.layout import Split, run_uri
+from storage.manifests import Manifest
 from storage.store import Store
 from storage.tables import check_version, known_table
-
-_PARTITION_TYPES: dict[str, type[pl.DataType]] = {"iteration": pl.Int32}
-"""Types of partition columns that are no text."""
 
 
 def open_table(
@@ -28,7 +27,7 @@ def open_table(
         >>> turns.filter(iteration=3).select("task_id", "code").collect()
 
     Args:
-        store: Folder of the store.
+        store: Folder of the store, or `s3://bucket/prefix`.
         run: Name of the run.
         table: Name of the table, such as `advantages`.
         split: `train` or `evaluation`.
@@ -42,54 +41,59 @@ def open_table(
         StoreError: If store, run or table do not exist, the table has no files yet, several
             stages made it, or a newer version wrote it.
     """
-    layout = Store.open(store).layout
-    schema = known_table(table).schema
     if split not in get_args(Split):
         raise StoreError(f"split {split} is unknown; known splits: {', '.join(get_args(Split))}")
-    folder = layout.run_folder(run)
-    if not folder.is_dir():
-        known = ", ".join(layout.run_names()) or "none"
-        raise StoreError(f"run {run} is not in {layout.root}; known runs: {known}")
-    files = sorted(folder.glob(f"iteration=*/split={split}/stage=*/**/{table}.parquet"))
-    by_stage: dict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        by_stage[_partitions(file.relative_to(folder))["stage"]].append(file)
-    chosen = by_stage.get(stage, []) if stage is not None else files
+    columns = pl.Schema(known_table(table).schema).names()
+    backend = Store.open(store).backend
+    with backend.errors("read", run_uri(run)):
+        found = _results(backend, run, table, split)
+    by_stage = {manifest.slot.stage for _, manifest in found}
+    chosen = [(uri, m) for uri, m in found if stage is None or m.slot.stage == stage]
     if not chosen:
         made_by = f" by stage {stage}" if stage is not None else ""
         raise StoreError(f"run {run} has no table {table} of split {split}{made_by} yet")
     if stage is None and len(by_stage) > 1:
-        raise StoreError(f"table {table} was made by stages {', '.join(by_stage)}: name one")
-    for file in chosen:
-        _check_written_version(table, file, layout.uri(file))
-    return _scan(chosen).select("run", "iteration", *pl.Schema(schema).names())
+        raise StoreError(
+            f"table {table} was made by stages {', '.join(sorted(by_stage))}: name one"
+        )
+    for uri, manifest in chosen:
+        check_version(table, manifest.tables[table].schema_version, f"{uri}/{table}.parquet")
+    return _scan(backend, run, table, chosen).select("run", "iteration", *columns)
 
 
-def _scan(files: list[Path]) -> pl.LazyFrame:
-    """Reads hive partitions; files of different depth have different ones."""
-    groups: dict[tuple[str, ...], list[Path]] = defaultdict(list)
-    for file in files:
-        groups[tuple(_partitions(file))].append(file)
+def _results(backend: Backend, run: str, table: str, split: str) -> list[tuple[str, Manifest]]:
+    """Returns slot uri and manifest of every result of a run that holds the table."""
+    known = backend.runs()
+    if run not in known:
+        raise StoreError(
+            f"run {run} is not in {backend.url}; known runs: {', '.join(known) or 'none'}"
+        )
+    uris = [uri for uri in backend.slots(run, table) if f"/split={split}/" in uri]
+    found = []
+    for uri, here in zip(uris, backend.inspect_all(uris), strict=True):
+        if here.manifest is None:
+            # It may hold the table: to leave it out would drop rows silently.
+            raise StoreError(f"no usable manifest in {backend.address(uri)}: run its stage again")
+        if table in here.manifest.tables:
+            found.append((uri, here.manifest))
+    return found
+
+
+def _scan(
+    backend: Backend, run: str, table: str, chosen: Sequence[tuple[str, Manifest]]
+) -> pl.LazyFrame:
+    """Reads the files of each iteration, and puts the partitions beside their columns.
+
+    The partitions come from the slots: one file may serve several of them, and in a bucket its
+    name does not tell which.
+    """
+    files: dict[int, list[str]] = defaultdict(list)
+    for uri, manifest in chosen:
+        files[manifest.slot.iteration].append(backend.source(uri, table, manifest))
     scans = [
         pl.scan_parquet(
-            group,
-            glob=False,
-            hive_partitioning=True,
-            # All partitions of the path: also those of folders above the store.
-            hive_schema={name: _PARTITION_TYPES.get(name, pl.String) for name in names},
-        )
-        for names, group in groups.items()
+            sources, glob=False, hive_partitioning=False, storage_options=backend.scan_options
+        ).with_columns(run=pl.lit(run), iteration=pl.lit(iteration, dtype=pl.Int32))
+        for iteration, sources in files.items()
     ]
-    return scans[0] if len(scans) == 1 else pl.concat(scans, how="diagonal")
-
-
-def _partitions(path: Path) -> dict[str, str]:
-    parts = (part.partition("=") for part in path.parent.parts)
-    return {name: value for name, equals, value in parts if equals}
-
-
-def _check_written_version(table: str, file: Path, uri: str) -> None:
-    manifest = inspect(file.parent).manifest
-    if manifest is None or table not in manifest.tables:
-        raise StoreError(f"no usable manifest beside {file}: run its stage again")
-    check_version(table, manifest.tables[table].schema_version, uri)
+    return pl.concat(scans)

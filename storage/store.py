@@ -1,7 +1,6 @@
 """The ledger: results of stage runs by slot and by fingerprint, verified whenever read."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,39 +11,36 @@ import polars as pl
 from schemas.errors import StoreError
 from schemas.refs import Ref, StageOutput, TableRef
 from storage import runs
-from storage.digests import file_digest, files_below, folder_digest
-from storage.files import (
-    disk_errors,
-    link_files,
-    remove_stale,
-    replace_json,
-    staging_folder,
-    sync_path,
-    write_durably,
-)
+from storage.backend import Backend
+from storage.digests import files_below
+from storage.environment import Environment
 from storage.fingerprints import Fingerprint, explain
-from storage.layout import MANIFEST_FILE, POLICY_FOLDER, STORE_FILE, STORE_FORMAT, Layout, Slot
-from storage.manifests import (
-    Environment,
-    Manifest,
-    StoredFile,
-    StoredTable,
-    content_problem,
-    inspect,
-)
-from storage.publishing import candidates, publish, write_index
+from storage.folder import Folder
+from storage.layout import POLICY_FOLDER, REPLACED, Layout, Slot, record_uri, run_uri
+from storage.manifests import Manifest, StoredTable
 from storage.runs import RunRecord
-from storage.tables import check_version, known_table, parquet_bytes, read_typed, validated
+from storage.tables import (
+    check_version,
+    known_table,
+    parquet_bytes,
+    read_typed,
+    validated,
+    without_measured,
+)
+from storage.verification import StoredFile, Verify, described_bytes, described_file
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Answer of `Store.find`."""
+    """Answer of `Store.find` and `Store.look`."""
 
     output: StageOutput | None
     """The verified result; null if the stage must run."""
     reason: str
     """Why there is a result, or why the stage must run, in one line."""
+    expected: StageOutput | None = None
+    """What running the stage will give again: the slot has a result of this fingerprint, and its
+    files are damaged or missing. Null in all other cases."""
 
     @property
     def is_hit(self) -> bool:
@@ -53,7 +49,7 @@ class Found:
 
 
 class Store:
-    """Results and runs in one folder of a local file system.
+    """Results and runs in one folder of a local file system, or in a bucket.
 
     Example:
         >>> store = Store.open("store", create=True)
@@ -62,72 +58,74 @@ class Store:
         ...     output = store.write(slot, fingerprint, tables=..., seconds=1.2, parents=[])
     """
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-
-    @property
-    def layout(self) -> Layout:
-        """Paths of the store."""
-        return self._layout
-
-    @property
-    def root(self) -> Path:
-        """Absolute path of the store."""
-        return self._layout.root
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
 
     @classmethod
-    def open(cls, path: str | Path, create: bool = False) -> "Store":
+    def open(cls, path: str | Path, create: bool = False, verify: Verify = "full") -> "Store":
         """Opens a store, or makes an empty one.
 
         Args:
-            path: Folder of the store.
-            create: Whether to make a store where there is none.
+            path: Folder of the store, or `s3://bucket/prefix`. Endpoint and keys of a bucket
+                come from the usual environment variables, such as `AWS_ENDPOINT_URL`.
+            create: Whether to make a store where there is none; never a bucket.
+            verify: How thoroughly results are verified whenever they are found or read: `full`
+                reads every byte; `sampled` all of the small files and a few blocks of larger
+                ones, so that it finds lost and cut files, but only by luck a single bit.
 
         Raises:
-            StoreError: If there is no store and `create` is false, if the folder holds
-                something else, or if a newer version wrote the store.
+            StoreError: If there is no store and `create` is false, if the place holds
+                something else, cannot be reached, or if a newer version wrote the store.
         """
-        layout = Layout(Path(path).absolute())
-        with disk_errors("open store", layout.root):
-            # Listed before the look at store.json: that one is the first file of a store.
-            entries = _entries(layout.root)
-            if not layout.store_file.exists():
-                _refuse_place(layout.root, entries, create=create)
-                layout.root.mkdir(parents=True, exist_ok=True)
-                replace_json(layout.store_file, {"format": STORE_FORMAT})
-            _check_format(layout.store_file)
-            remove_stale(layout.tmp)
-        return cls(layout)
+        return cls(Folder.open(Path(path), create=create, verify=verify))
+
+    @property
+    def url(self) -> str:
+        """Absolute path of the store's folder, or `s3://bucket/prefix`; `open` takes both."""
+        return self._backend.url
+
+    @property
+    def backend(self) -> Backend:
+        """Where the store keeps its bytes."""
+        return self._backend
+
+    @property
+    def layout(self) -> Layout:
+        """Paths of a store in a folder.
+
+        Raises:
+            StoreError: If the store is in a bucket, which has no paths.
+        """
+        if not isinstance(self._backend, Folder):
+            raise StoreError(f"{self.url} has no local paths: open its tables through the store")
+        return self._backend.layout
+
+    @property
+    def root(self) -> Path:
+        """Absolute path of a store in a folder; fails as `layout` does."""
+        return self.layout.root
 
     def find(self, slot: Slot, fingerprint: Fingerprint) -> Found:
         """Looks for the result of a fingerprint: in its slot, then anywhere in the store.
 
-        A result of another slot is adopted: the slot gets the same files, by hard links where
-        possible, and a manifest of its own. Every result is verified byte by byte.
+        A result of another slot is adopted: the slot gets the same bytes and a manifest of its
+        own. Every result is verified as `open` says.
 
         Raises:
             StoreError: If the store cannot be written while adopting.
         """
-        digest = fingerprint.digest
-        folder = self._layout.resolve(slot.uri)
-        with disk_errors("use", folder):
-            here = inspect(folder)
-            problem = here.problem
-            if here.manifest is not None and here.manifest.fingerprint_digest == digest:
-                problem = content_problem(folder, here.manifest)
-                if problem is None:
-                    if not self._layout.index_file(digest).exists():
-                        write_index(self._layout, digest, slot.uri)
-                    return Found(here.manifest.output(slot.uri), "unchanged")
-            old = None if here.manifest is None else here.manifest.fingerprint
-            reasons = [problem] if problem else explain(fingerprint, old)
-            for uri in candidates(self._layout, digest, slot):
-                adopted = self._adopt(uri, slot, digest)
-                if isinstance(adopted, Found):
-                    mended = f" ({problem} in its own slot)" if problem else ""
-                    return Found(adopted.output, adopted.reason + mended)
-                reasons.append(adopted)
-        return Found(None, "; ".join(reason for reason in reasons if reason))
+        return self._search(slot, fingerprint, adopting=True)
+
+    def look(self, slot: Slot, fingerprint: Fingerprint) -> Found:
+        """Tells what `find` would return, and changes nothing in the store.
+
+        A result that would be adopted is a hit: its references name the slot, where nothing is
+        yet, with the digests of the bytes that it would get.
+
+        Raises:
+            StoreError: If the store cannot be read.
+        """
+        return self._search(slot, fingerprint, adopting=False)
 
     def write(
         self,
@@ -161,29 +159,29 @@ class Store:
         if (checkpoint_writer is None) != (policy_version is None):
             raise ValueError("checkpoint_writer and policy_version go together")
         frames = {name: validated(name, frame) for name, frame in tables.items()}
-        target = self._layout.resolve(slot.uri)
-        with disk_errors("write", target), staging_folder(self._layout.tmp) as staged:
+        with self._backend.errors("write", slot.uri), self._backend.staging() as staged:
+            files, described = {}, {}
             for name, frame in frames.items():
-                write_durably(staged / f"{name}.parquet", parquet_bytes(frame))
+                files[f"{name}.parquet"], described[name] = _write_table(staged, name, frame)
             if checkpoint_writer is not None:
-                _write_checkpoint(staged / POLICY_FOLDER, checkpoint_writer)
+                (staged / POLICY_FOLDER).mkdir()
+                checkpoint_writer(staged / POLICY_FOLDER)
+                for file in files_below(staged / POLICY_FOLDER):
+                    name = f"{POLICY_FOLDER}/{file}"
+                    files[name] = described_file(staged / name)
             manifest = Manifest(
                 slot=slot,
                 fingerprint=fingerprint,
                 fingerprint_digest=fingerprint.digest,
-                tables={
-                    name: StoredTable(rows=frame.height, schema_version=known_table(name).version)
-                    for name, frame in frames.items()
-                },
+                tables=described,
                 policy_version=policy_version,
-                files=_described(staged),
-                parents=[Ref(uri=p.uri, name=p.name, digest=p.digest) for p in parents],
+                files=dict(sorted(files.items())),
+                parents=[Ref(**p.model_dump(include={*Ref.model_fields})) for p in parents],
                 created_at=datetime.now(UTC),
                 seconds=seconds,
                 environment=Environment.current(fingerprint.libraries),
             )
-            _finish(staged, manifest)
-            in_slot = publish(self._layout, staged, slot, manifest, replace=replace)
+            in_slot = self._backend.publish(staged, manifest, replace=replace)
         return in_slot.output(slot.uri)
 
     def read(self, ref: TableRef) -> pl.DataFrame:
@@ -208,17 +206,12 @@ class Store:
     def path(self, ref: Ref) -> Path:
         """Returns the file of a table or the folder of a checkpoint, verified.
 
+        For a store in a bucket it is a copy in a local cache. Not to be written to.
+
         Raises:
             StoreError: If it is missing, damaged or replaced by a newer result.
         """
-        path = self._layout.resolve(ref.uri)
-        if not path.exists():
-            raise StoreError(f"missing file {path}: run its stage again")
-        with disk_errors("read", path):
-            digest = folder_digest(path) if path.is_dir() else file_digest(path)
-            if digest != ref.digest:
-                raise StoreError(self._why_other_content(ref, path))
-        return path
+        return self._backend.fetch(ref)
 
     def adopt(self, source: Slot, target: Slot) -> StageOutput | None:
         """Gives a slot the result of another one as it is stored, whatever made it.
@@ -229,20 +222,19 @@ class Store:
         Raises:
             StoreError: If the store cannot be written.
         """
-        folder = self._layout.resolve(target.uri)
-        with disk_errors("use", folder):
-            wanted = inspect(self._layout.resolve(source.uri)).manifest
+        with self._backend.errors("use", target.uri):
+            wanted = self._backend.inspect(source.uri).manifest
             if wanted is None:
                 return None
-            here = inspect(folder).manifest
+            here = self._backend.inspect(target.uri).manifest
             if (
                 here is not None
                 and here.files == wanted.files
-                and content_problem(folder, here) is None
+                and self._backend.content_problem(target.uri, here) is None
             ):
                 return here.output(target.uri)
-            adopted = self._adopt(source.uri, target, wanted.fingerprint_digest)
-        return adopted.output if isinstance(adopted, Found) else None
+            adopted = self._take(source.uri, target, wanted)
+        return adopted.output(target.uri) if isinstance(adopted, Manifest) else None
 
     def manifest(self, slot: Slot) -> Manifest | None:
         """Returns the manifest of what is in a slot; null for an empty slot.
@@ -250,19 +242,61 @@ class Store:
         Raises:
             StoreError: If the manifest is missing or damaged.
         """
-        folder = self._layout.resolve(slot.uri)
-        here = inspect(folder)
+        with self._backend.errors("read", slot.uri):
+            here = self._backend.inspect(slot.uri)
         if here.problem is not None:
-            raise StoreError(f"{here.problem} in {folder}: run its stage again")
+            address = self._backend.address(slot.uri)
+            raise StoreError(f"{here.problem} in {address}: run its stage again")
         return here.manifest
 
-    def runs(self) -> list[RunRecord]:
-        """Returns the records of all runs, sorted by name.
+    def results(self, run: str | None = None) -> Iterator[tuple[str, Manifest]]:
+        """Yields slot uri and manifest of every result, without verifying its files.
+
+        Slots with a damaged manifest are left out.
+
+        Args:
+            run: Name of a run; null for all of them.
 
         Raises:
-            StoreError: If a record is damaged.
+            StoreError: If the store cannot be read.
         """
-        return runs.read_runs(self._layout)
+        with self._backend.errors("read", ""):
+            for name in [run] if run is not None else self._backend.runs():
+                uris = self._backend.slots(name)
+                for uri, here in zip(uris, self._backend.inspect_all(uris), strict=True):
+                    if here.manifest is not None:
+                        yield uri, here.manifest
+
+    def has_results(self, name: str) -> bool:
+        """Says whether any result is stored in a run.
+
+        Raises:
+            StoreError: If the name cannot be used or the store not be read.
+        """
+        with self._backend.errors("read", run_uri(name)):
+            return bool(self._backend.slots(name))
+
+    def runs(self) -> list[RunRecord]:
+        """Returns the records of all runs that can be read, sorted by name."""
+        return runs.read_runs(self._backend)[0]
+
+    def damaged_runs(self) -> dict[str, str]:
+        """Returns the runs whose record cannot be read: name to what is wrong, in one line."""
+        return runs.read_runs(self._backend)[1]
+
+    def run_names(self) -> list[str]:
+        """Returns the names of the runs that have a record, readable or not, sorted."""
+        with self._backend.errors("read", ""):
+            return runs.recorded(self._backend)
+
+    def has_run(self, name: str) -> bool:
+        """Says whether a run has a record, readable or not.
+
+        Raises:
+            StoreError: If the name cannot be used or the store not be read.
+        """
+        with self._backend.errors("read", record_uri(name)):
+            return self._backend.read_record(name) is not None
 
     def run_record(self, name: str) -> RunRecord:
         """Returns the record of a run; one left "running" by a dead process is "interrupted".
@@ -270,18 +304,19 @@ class Store:
         Raises:
             StoreError: If the run is not known, naming those that are, or its record damaged.
         """
-        return runs.read_run(self._layout, name)
+        return runs.read_run(self._backend, name)
 
     def save_run(self, record: RunRecord) -> RunRecord:
         """Replaces the record of a run in one atomic step.
 
         Returns:
-            The record as saved, with `updated_at` set to now.
+            The record as saved, with `updated_at` set to now; later than that of any other
+            record in the store, also after a clock was set back.
 
         Raises:
-            StoreError: If the name cannot be used or the file cannot be written.
+            StoreError: If the name cannot be used or the record cannot be written.
         """
-        return runs.save_run(self._layout, record)
+        return runs.save_run(self._backend, record)
 
     def lock_run(self, name: str) -> AbstractContextManager[None]:
         """Holds a run for this process; the lock ends with the process, however it ends.
@@ -289,95 +324,56 @@ class Store:
         Raises:
             StoreError: On entering, if another process holds the run.
         """
-        return runs.lock_run(self._layout, name)
+        return self._backend.lock_run(name)
 
-    def _adopt(self, uri: str, slot: Slot, digest: str) -> Found | str:
-        """Takes a result of another folder over; else returns what is wrong with it."""
-        source = self._layout.resolve(uri)
-        there = inspect(source).manifest
-        if there is None or there.fingerprint_digest != digest:
-            return ""  # a hint from before: the result is elsewhere now, or nowhere
-        with staging_folder(self._layout.tmp) as staged:
-            try:
-                link_files(source, staged, list(there.files))
-            except FileNotFoundError as error:
-                return f"stored result in {uri}: missing file {Path(error.filename).name}"
-            # After linking: now nobody can exchange the files under their names.
-            problem = content_problem(staged, there)
-            if problem is not None:
-                return f"stored result in {uri}: {problem}"
-            manifest = there.model_copy(
-                update={"slot": slot, "adopted_from": uri, "adopted_at": datetime.now(UTC)}
-            )
-            _finish(staged, manifest)
-            in_slot = publish(self._layout, staged, slot, manifest, replace=False)
-        origin = there.slot.uri if uri.startswith("replaced/") else uri
-        suffix = " (replaced since)" if uri.startswith("replaced/") else ""
-        return Found(in_slot.output(slot.uri), f"reused from {origin}{suffix}")
+    def _search(self, slot: Slot, fingerprint: Fingerprint, *, adopting: bool) -> Found:
+        digest, expected = fingerprint.digest, None
+        with self._backend.errors("use", slot.uri):
+            here = self._backend.inspect(slot.uri)
+            problem = here.problem
+            if here.manifest is not None and here.manifest.fingerprint_digest == digest:
+                stored = here.manifest.output(slot.uri)
+                problem = self._backend.content_problem(slot.uri, here.manifest)
+                if problem is None:
+                    if adopting:
+                        self._backend.note(digest, slot.uri)
+                    return Found(stored, "unchanged")
+                expected = stored
+            old = None if here.manifest is None else here.manifest.fingerprint
+            reasons = [problem] if problem else explain(fingerprint, old)
+            for uri in self._backend.candidates(digest, slot.uri):
+                there = self._backend.inspect(uri).manifest
+                if there is None or there.fingerprint_digest != digest:
+                    continue  # a hint from before: the result is elsewhere now, or nowhere
+                taken = self._take(uri, slot, there) if adopting else self._peek(uri, there)
+                if isinstance(taken, Manifest):
+                    mended = f" ({problem} in its own slot)" if problem else ""
+                    return Found(taken.output(slot.uri), f"{_origin(uri, there)}{mended}")
+                reasons.append(f"stored result in {uri}: {taken}")
+        return Found(None, "; ".join(reasons), expected)
 
-    def _why_other_content(self, ref: Ref, path: Path) -> str:
-        manifest = inspect(path.parent).manifest
-        if manifest is not None:
-            output = manifest.output(self._layout.uri(path.parent))
-            stored = output.checkpoint if path.is_dir() else output.tables.get(ref.name)
-            if stored is not None and stored.digest != ref.digest:
-                return f"{path} holds a newer result than the reference names: run the flow again"
-            problem = content_problem(path.parent, manifest)
-            if problem is not None:
-                return f"{problem} in {path.parent}: run its stage again"
-        return f"damaged file {path}: run its stage again"
+    def _take(self, uri: str, slot: Slot, there: Manifest) -> Manifest | str:
+        """Takes a result of another place over; else returns what is wrong with it."""
+        values = {"slot": slot, "adopted_from": uri, "adopted_at": datetime.now(UTC)}
+        return self._backend.take(uri, there.model_copy(update=values))
+
+    def _peek(self, uri: str, there: Manifest) -> Manifest | str:
+        return self._backend.content_problem(uri, there) or there
 
 
-def _entries(root: Path) -> list[str]:
-    """Returns the names in a folder, without those of a store that is being made."""
-    if not root.exists():
-        return []
-    return [p.name for p in root.iterdir() if not p.name.startswith(f".{STORE_FILE}.")]
+def _origin(uri: str, manifest: Manifest) -> str:
+    if uri.startswith(f"{REPLACED}/"):
+        return f"reused from {manifest.slot.uri} (replaced since)"
+    return f"reused from {uri}"
 
 
-def _refuse_place(root: Path, entries: list[str], *, create: bool) -> None:
-    if entries:
-        raise StoreError(f"{root} is no store and not empty: name another folder")
-    if not create:
-        raise StoreError(f"no store at {root}: `turnledger train --store {root}` makes one")
-    for part in root.parts:
-        if part.partition("=")[0] in {*Slot.model_fields} and "=" in part:
-            raise StoreError(
-                f"{root} cannot hold a store: readers of Parquet would take the folder {part} "
-                "for a partition"
-            )
-
-
-def _check_format(store_file: Path) -> None:
-    try:
-        written = json.loads(store_file.read_bytes())["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"damaged file {store_file}: it says no store format") from error
-    if not isinstance(written, int) or written > STORE_FORMAT:
-        raise StoreError(
-            f"store {store_file.parent} has format {written}, this version reads up to "
-            f"{STORE_FORMAT}: upgrade turnledger"
-        )
-
-
-def _write_checkpoint(folder: Path, writer: Callable[[Path], None]) -> None:
-    folder.mkdir()
-    writer(folder)
-    for name in files_below(folder):
-        sync_path(folder / name)
-
-
-def _described(folder: Path) -> dict[str, StoredFile]:
-    return {
-        name: StoredFile(bytes=(folder / name).stat().st_size, digest=file_digest(folder / name))
-        for name in files_below(folder)
-    }
-
-
-def _finish(folder: Path, manifest: Manifest) -> None:
-    """Writes the manifest, the last file of a result."""
-    content = manifest.model_dump_json(indent=2) + "\n"
-    write_durably(folder / MANIFEST_FILE, content.encode())
-    for path in (*folder.rglob("*"), folder):
-        if path.is_dir():
-            sync_path(path)
+def _write_table(folder: Path, name: str, frame: pl.DataFrame) -> tuple[StoredFile, StoredTable]:
+    content = parquet_bytes(frame)
+    (folder / f"{name}.parquet").write_bytes(content)
+    counting = without_measured(name, frame)
+    described = StoredTable(
+        rows=frame.height,
+        schema_version=known_table(name).version,
+        content=None if counting is None else described_bytes(parquet_bytes(counting)).digest,
+    )
+    return described_bytes(content), described

@@ -54,6 +54,12 @@ def parquet_bytes(frame: pl.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
+def without_measured(name: str, frame: pl.DataFrame) -> pl.DataFrame | None:
+    """Returns the frame with only what counts as data; null where nothing is measured."""
+    measured = known_table(name).measured
+    return frame.drop(measured) if measured else None
+
+
 def check_version(name: str, version: int, uri: str) -> None:
     """Refuses a table that a newer version of this package wrote.
 

@@ -26,6 +26,8 @@ def columns(table: str) -> str:
     for name, column in parts.items():
         null = "yes" if column.nullable else ""
         doc = column.metadata["doc"].replace("|", "\\|")
+        if name in known.measured:
+            doc += " *Measured.*"
         lines.append(f"| `{name}` | {_type(column.dtype)} | {null} | {doc} |")
     return "\n".join(lines)
 

@@ -213,6 +213,39 @@ def test_full_disk_while_writing_a_checkpoint_is_one_line(small_disk: Path) -> N
     assert not (store.root / slot().uri).exists()
 
 
+def test_a_clock_set_forward_and_back_removes_nothing_that_is_being_written(
+    store: Store, start: Start
+) -> None:
+    """To a process that opens the store, the folder of a living writer may look a year old."""
+    stop_halfway = """
+    (folder / "half").write_bytes(b"x")
+    print("half", flush=True)
+    sys.stdin.readline()
+"""
+    writer = start(
+        WRITER.replace("(folder):\n", "(folder):" + stop_halfway, 1), store.root, "0.5", 0
+    )
+    assert heard(writer) == "ready"
+    say(writer)
+    assert heard(writer) == "half"
+    (staged,) = (path for path in (store.root / "tmp").iterdir() if path.is_dir())
+    os.utime(staged, (0, 0))
+    Store.open(store.root)
+    say(writer)
+    assert heard(writer)
+    assert store.find(slot(), fingerprint()).is_hit
+
+
+def test_files_from_the_future_are_results_like_others(store: Store, put: Put) -> None:
+    """The clock was set back after they were written."""
+    put()
+    for path in store.root.rglob("*"):
+        os.utime(path, (2**32, 2**32))
+    assert Store.open(store.root).find(slot(), fingerprint()).is_hit
+    put(of=fingerprint(seed=1))
+    assert all(store.find(slot(), fingerprint(seed=seed)).is_hit for seed in (0, 1))
+
+
 AS_NOBODY = """
 import os, sys
 from schemas.errors import StoreError

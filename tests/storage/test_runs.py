@@ -1,7 +1,7 @@
 import signal
 import subprocess
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -57,6 +57,32 @@ def test_run_record_tells_a_damaged_file(store: Store) -> None:
     store.layout.run_file("demo").write_text("{")
     with pytest.raises(StoreError, match=r"damaged run record .*run\.json"):
         store.run_record("demo")
+
+
+def test_runs_goes_on_where_a_record_is_damaged(store: Store) -> None:
+    for name in ("a", "b", "c"):
+        store.save_run(record(name))
+    store.layout.run_file("b").write_text("{")
+    assert [run.name for run in store.runs()] == ["a", "c"]
+    assert list(store.damaged_runs()) == ["b"]
+    assert "damaged run record" in store.damaged_runs()["b"]
+    assert store.run_names() == ["a", "b", "c"]
+    assert [store.has_run(name) for name in ("b", "d")] == [True, False]
+
+
+def test_a_run_is_known_by_its_record(store: Store, put: Callable[..., object]) -> None:
+    put()
+    assert (store.run_names(), store.has_run("demo")) == ([], False)
+
+
+def test_save_run_notes_a_later_time_after_the_clock_was_set_back(store: Store) -> None:
+    ahead = datetime.now(UTC) + timedelta(days=3)
+    saved = store.save_run(record("a"))
+    content = saved.model_copy(update={"updated_at": ahead}).model_dump_json()
+    store.layout.run_file("a").write_text(content)  # as the clock was then
+    newer = store.save_run(record("b"))
+    assert max(store.runs(), key=lambda run: run.updated_at) == newer
+    assert store.save_run(record("a")).updated_at > newer.updated_at
 
 
 def test_lock_run_refuses_a_second_process_by_pid(store: Store, start: Start) -> None:

@@ -108,15 +108,56 @@ def test_write_gives_references_that_tell_rows_and_version(put: Put) -> None:
 
 
 def test_write_leaves_a_manifest_without_host_or_user(store: Store) -> None:
-    parent = TableRef(uri="u", name="advantages", digest="d", rows=1, schema_version=1)
+    parent = TableRef(uri="u", name="advantages", digest="d", content="c", rows=1, schema_version=1)
     store.write(slot(), fingerprint(), tables={"updates": updates()}, seconds=2.5, parents=[parent])
     written = json.loads((store.root / slot().uri / "manifest.json").read_text())
     assert written["fingerprint_digest"] == fingerprint().digest
-    assert written["parents"] == [{"uri": "u", "name": "advantages", "digest": "d"}]
+    assert written["parents"] == [{"uri": "u", "name": "advantages", "digest": "d", "content": "c"}]
     assert written["seconds"] == 2.5
     assert written["created_at"].endswith("Z")
-    assert set(written["environment"]) == {"turnledger", "python", "cpus", "libraries"}
-    assert os.uname().nodename not in json.dumps(written)
+    assert written["environment"]["machine"] == os.uname().machine
+    assert written["environment"]["memory_mib"] > 100
+    secrets = (os.uname().nodename, str(store.root), str(Path(__file__).parents[2]))
+    assert not [secret for secret in secrets if secret in json.dumps(written)]
+
+
+def test_find_reads_a_result_of_a_version_that_noted_less(store: Store, put: Put) -> None:
+    parent = put().tables["updates"]
+    store.write(slot("x"), fingerprint(), tables={}, seconds=0, parents=[parent])
+    for place in (slot(), slot("x")):
+        path = store.root / place.uri / "manifest.json"
+        manifest = json.loads(path.read_text())
+        for name in ("code_version", "machine", "system", "memory_mib"):
+            del manifest["environment"][name]
+        for part in (*manifest["tables"].values(), *manifest["parents"]):
+            del part["content"]
+        for file in manifest["files"].values():
+            del file["blocks"]
+        path.write_text(json.dumps(manifest))
+    output = store.find(slot(), fingerprint()).output
+    assert output is not None
+    assert output.tables["updates"].content == parent.digest
+    assert store.find(slot("x"), fingerprint()).is_hit
+
+
+@pytest.mark.parametrize("column", ["seconds", "loss"])
+def test_content_counts_all_but_what_was_measured(put: Put, column: str) -> None:
+    frame = updates()
+    first, second = (
+        put(frame=frame.with_columns(pl.lit(value, pl.Float64).alias(column)), replace=True)
+        for value in (1.0, 2.0)
+    )
+    one, other = first.tables["updates"], second.tables["updates"]
+    assert one.digest != other.digest
+    assert (one.content == other.content) == (column == "seconds")
+
+
+def test_content_is_the_digest_where_nothing_is_measured(store: Store) -> None:
+    tables = {"turns": turns(("a", 0, 0))}
+    output = store.write(slot(), fingerprint(), tables=tables, seconds=0, parents=[])
+    assert output.tables["turns"].content == output.tables["turns"].digest
+    checkpoint = put_policy(store, "other")
+    assert checkpoint.content == checkpoint.digest
 
 
 def test_write_refuses_a_missing_column_by_name(put: Put) -> None:

@@ -1,0 +1,134 @@
+"""What a place for a store must be able to do; all else is the same for every place.
+
+Results are named by `uri`, relative to the store: that of a slot, or of a replaced result.
+Nothing here decides which result is wanted; `Store` does.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from schemas.refs import Ref
+from storage.manifests import Inspection, Manifest
+
+
+class Backend(Protocol):
+    """A place that keeps results and run records; each becomes visible whole or not at all."""
+
+    @property
+    def url(self) -> str:
+        """Address of the store, which `Store.open` takes."""
+        ...
+
+    @property
+    def scan_options(self) -> dict[str, str] | None:
+        """What polars needs to read the store's files; null for ordinary files."""
+        ...
+
+    def address(self, uri: str) -> str:
+        """Returns the full address of a `uri`, for messages.
+
+        Raises:
+            StoreError: If it points out of the store.
+        """
+        ...
+
+    def errors(self, action: str, uri: str) -> AbstractContextManager[None]:
+        """Turns errors of the place into one line: action, address and what happened.
+
+        Raises:
+            StoreError: In place of any error of the place.
+        """
+        ...
+
+    def inspect(self, uri: str) -> Inspection:
+        """Reads the manifest of a result; an unusable one is told, not raised."""
+        ...
+
+    def inspect_all(self, uris: Sequence[str]) -> list[Inspection]:
+        """Reads several manifests, in the order of the uris."""
+        ...
+
+    def content_problem(self, uri: str, manifest: Manifest) -> str | None:
+        """Returns what is wrong with the files of a result, or null if they are right."""
+        ...
+
+    def candidates(self, fingerprint: str, slot: str) -> list[str]:
+        """Returns the places besides the slot that may hold a result, the best guess first."""
+        ...
+
+    def note(self, fingerprint: str, uri: str) -> None:
+        """Notes where a fingerprint is, unless there is a note."""
+        ...
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """Gives an empty folder to write a result in; what is left in it is removed."""
+        ...
+
+    def publish(self, staged: Path, manifest: Manifest, *, replace: bool) -> Manifest:
+        """Makes the files in a staging folder the result of the manifest's slot.
+
+        Args:
+            staged: Folder that `staging` gave, with every file that the manifest lists.
+            manifest: Describes them. It is stored last.
+            replace: Whether to push out a right result with the same fingerprint as well;
+                otherwise that one stays, for another process was faster.
+
+        Returns:
+            Manifest of the result that is in the slot now.
+        """
+        ...
+
+    def take(self, uri: str, manifest: Manifest) -> Manifest | str:
+        """Makes the files of another result that of the manifest's slot, once verified.
+
+        Returns:
+            Manifest of the result that is in the slot now, or what is wrong with the files.
+        """
+        ...
+
+    def fetch(self, ref: Ref) -> Path:
+        """Returns a local file or folder with the bytes that a reference names, verified.
+
+        Raises:
+            StoreError: If they are missing, damaged or replaced by a newer result.
+        """
+        ...
+
+    def source(self, uri: str, table: str, manifest: Manifest) -> str:
+        """Returns where polars finds a table of a result."""
+        ...
+
+    def runs(self) -> list[str]:
+        """Returns the names of all runs of which there is anything, sorted."""
+        ...
+
+    def slots(self, run: str, table: str | None = None) -> list[str]:
+        """Returns the slots of a run that hold something, sorted.
+
+        Args:
+            run: Name of the run.
+            table: Leaves out slots that are known not to hold this table.
+        """
+        ...
+
+    def read_record(self, run: str) -> bytes | None:
+        """Returns the record of a run; null without one."""
+        ...
+
+    def write_record(self, run: str, values: Mapping[str, object]) -> None:
+        """Replaces the record of a run in one atomic step."""
+        ...
+
+    def lock_run(self, run: str) -> AbstractContextManager[None]:
+        """Holds a run for this process.
+
+        Raises:
+            StoreError: On entering, if another process holds the run.
+        """
+        ...
+
+    def is_locked(self, run: str) -> bool:
+        """Says whether a process holds the run."""
+        ...

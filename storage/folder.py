@@ -1,0 +1,255 @@
+"""A store in a folder of a local file system."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from schemas.errors import StoreError
+from schemas.refs import Ref
+from storage.digests import file_digest, folder_digest
+from storage.files import disk_errors, link_files, remove_stale, replace_json, staging_folder
+from storage.layout import STORE_FILE, STORE_FORMAT, Layout, Slot, check_run_name
+from storage.manifests import Inspection, Manifest, content_problem, inspect
+from storage.publishing import candidates, publish, seal, write_index
+from storage.verification import Verify
+
+_LOCK_WAIT_S = 0.5
+"""Longer than the moment for which a reader of records probes the lock."""
+
+
+class Folder:
+    """Keeps results and run records as `storage.layout` lays them out; see `Backend`."""
+
+    scan_options = None
+
+    def __init__(self, layout: Layout, verify: Verify) -> None:
+        self.layout = layout
+        self._verify: Verify = verify
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool, verify: Verify) -> "Folder":
+        """Opens the store in a folder, or makes an empty one; see `Store.open`."""
+        layout = Layout(path.absolute())
+        with disk_errors("open store", layout.root):
+            # Listed before the look at store.json: that one is the first file of a store.
+            entries = _entries(layout.root)
+            if not layout.store_file.exists():
+                _refuse_place(layout.root, entries, create=create)
+                layout.root.mkdir(parents=True, exist_ok=True)
+                replace_json(layout.store_file, {"format": STORE_FORMAT})
+            check_format(layout.store_file.read_bytes(), str(layout.root))
+            remove_stale(layout.tmp)
+        return cls(layout, verify)
+
+    @property
+    def url(self) -> str:
+        """Absolute path of the store."""
+        return str(self.layout.root)
+
+    def address(self, uri: str) -> str:
+        """Returns the path of a `uri`."""
+        return str(self.layout.resolve(uri))
+
+    def errors(self, action: str, uri: str) -> AbstractContextManager[None]:
+        """Turns errors of the file system into one line."""
+        return disk_errors(action, self.layout.resolve(uri))
+
+    def inspect(self, uri: str) -> Inspection:
+        """Reads the manifest of a result."""
+        return inspect(self.layout.resolve(uri))
+
+    def inspect_all(self, uris: Sequence[str]) -> list[Inspection]:
+        """Reads several manifests."""
+        return [self.inspect(uri) for uri in uris]
+
+    def content_problem(self, uri: str, manifest: Manifest) -> str | None:
+        """Returns what is wrong with the files of a result, or null if they are right."""
+        return content_problem(self.layout.resolve(uri), manifest, self._verify)
+
+    def candidates(self, fingerprint: str, slot: str) -> list[str]:
+        """Returns the folders besides the slot that may hold a result, the index's hint first."""
+        return candidates(self.layout, fingerprint, slot)
+
+    def note(self, fingerprint: str, uri: str) -> None:
+        """Notes where a fingerprint is, unless there is a note."""
+        if not self.layout.index_file(fingerprint).exists():
+            write_index(self.layout, fingerprint, uri)
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """Gives an empty folder on the store's own file system."""
+        return staging_folder(self.layout.tmp)
+
+    def publish(self, staged: Path, manifest: Manifest, *, replace: bool) -> Manifest:
+        """Makes a staging folder the result of a slot by one rename."""
+        seal(staged, manifest, sync=list(manifest.files))
+        return publish(self.layout, staged, manifest, replace=replace)
+
+    def take(self, uri: str, manifest: Manifest) -> Manifest | str:
+        """Gives the files of a result a second name in the manifest's slot."""
+        with self.staging() as staged:
+            try:
+                link_files(self.layout.resolve(uri), staged, list(manifest.files))
+            except FileNotFoundError as error:
+                return f"missing file {Path(error.filename).name}"
+            # After linking: now nobody can exchange the files under their names.
+            problem = content_problem(staged, manifest, self._verify)
+            if problem is not None:
+                return problem
+            seal(staged, manifest)
+            return publish(self.layout, staged, manifest, replace=False)
+
+    def fetch(self, ref: Ref) -> Path:
+        """Returns the file of a table or the folder of a checkpoint, verified."""
+        path = self.layout.resolve(ref.uri)
+        if not path.exists():
+            raise StoreError(f"missing file {path}: run its stage again")
+        with disk_errors("read", path):
+            if not self._has_bytes(ref, path):
+                raise StoreError(self._why_other_bytes(ref, path))
+        return path
+
+    def source(self, uri: str, table: str, manifest: Manifest) -> str:
+        """Returns the path of a table."""
+        return str(self.layout.resolve(uri) / f"{table}.parquet")
+
+    def runs(self) -> list[str]:
+        """Returns the names of all runs that have a folder, sorted."""
+        return self.layout.run_names()
+
+    def slots(self, run: str, table: str | None = None) -> list[str]:
+        """Returns the slots of a run that have a manifest, or a file of the table, sorted."""
+        file = "manifest.json" if table is None else f"{table}.parquet"
+        files = self.layout.run_folder(run).glob(f"iteration=*/split=*/stage=*/**/{file}")
+        return sorted(self.layout.uri(path.parent) for path in files)
+
+    def read_record(self, run: str) -> bytes | None:
+        """Returns the record of a run; null without one."""
+        try:
+            return self.layout.run_file(run).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write_record(self, run: str, values: Mapping[str, object]) -> None:
+        """Replaces the record of a run by one rename."""
+        replace_json(self.layout.run_file(run), values)
+
+    @contextmanager
+    def lock_run(self, run: str) -> Iterator[None]:
+        """Holds a run; the operating system ends the lock with the process."""
+        path = self.layout.run_lock(check_run_name(run))
+        holder = self.layout.run_lock_holder(run)
+        with disk_errors("lock", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path, timeout=_LOCK_WAIT_S)
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise StoreError(
+                    f"run {run} is being trained by another process ({self._holder(run)}): "
+                    "wait for it, stop it, or take another run name"
+                ) from error
+        try:
+            with disk_errors("lock", path):
+                holder.write_text(f"{os.getpid()}\n")
+            yield
+        finally:
+            with suppress(OSError):  # the file only serves the message above
+                holder.unlink(missing_ok=True)
+            lock.release()
+
+    def is_locked(self, run: str) -> bool:
+        """Says whether a process holds the run."""
+        path = self.layout.run_lock(run)
+        if not path.exists():
+            return False
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return True
+        except PermissionError:  # a reader without write access cannot probe; believe the record
+            return True
+        lock.release()
+        return False
+
+    def _holder(self, run: str) -> str:
+        try:
+            return f"pid {int(self.layout.run_lock_holder(run).read_text())}"
+        except (OSError, ValueError):  # it is just starting or just ending
+            return "pid unknown"
+
+    def _has_bytes(self, ref: Ref, path: Path) -> bool:
+        if self._verify == "sampled":
+            manifest = inspect(path.parent).manifest
+            stored = None if manifest is None else self._stored(ref, path, manifest)
+            if manifest is not None and stored is not None and stored.digest == ref.digest:
+                return self._problem(path, manifest) is None
+        return (folder_digest(path) if path.is_dir() else file_digest(path)) == ref.digest
+
+    def _why_other_bytes(self, ref: Ref, path: Path) -> str:
+        manifest = inspect(path.parent).manifest
+        if manifest is not None:
+            stored = self._stored(ref, path, manifest)
+            if stored is not None and stored.digest != ref.digest:
+                return f"{path} holds a newer result than the reference names: run the flow again"
+            problem = content_problem(path.parent, manifest)
+            if problem is not None:
+                return f"{problem} in {path.parent}: run its stage again"
+        return f"damaged file {path}: run its stage again"
+
+    def _stored(self, ref: Ref, path: Path, manifest: Manifest) -> Ref | None:
+        output = manifest.output(self.layout.uri(path.parent))
+        return output.checkpoint if path.is_dir() else output.tables.get(ref.name)
+
+    def _problem(self, path: Path, manifest: Manifest) -> str | None:
+        """Returns what is wrong with one file or folder of a result."""
+
+        def concerns(name: str) -> bool:
+            return name == path.name or name.startswith(f"{path.name}/")
+
+        return content_problem(path.parent, manifest, self._verify, concerns=concerns)
+
+
+def check_format(content: bytes, store: str) -> None:
+    """Refuses a store whose layout this version cannot read.
+
+    Args:
+        content: Content of its `store.json`.
+        store: Its address, for messages.
+
+    Raises:
+        StoreError: If so.
+    """
+    try:
+        written = json.loads(content)["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"damaged file {store}/{STORE_FILE}: it says no store format") from error
+    if not isinstance(written, int) or written > STORE_FORMAT:
+        raise StoreError(
+            f"store {store} has format {written}, this version reads up to {STORE_FORMAT}: "
+            "upgrade turnledger"
+        )
+
+
+def _entries(root: Path) -> list[str]:
+    """Returns the names in a folder, without those of a store that is being made."""
+    if not root.exists():
+        return []
+    return [p.name for p in root.iterdir() if not p.name.startswith(f".{STORE_FILE}.")]
+
+
+def _refuse_place(root: Path, entries: list[str], *, create: bool) -> None:
+    if entries:
+        raise StoreError(f"{root} is no store and not empty: name another folder")
+    if not create:
+        raise StoreError(f"no store at {root}: `turnledger train --store {root}` makes one")
+    for part in root.parts:
+        if part.partition("=")[0] in {*Slot.model_fields} and "=" in part:
+            raise StoreError(
+                f"{root} cannot hold a store: readers of Parquet would take the folder {part} "
+                "for a partition"
+            )
