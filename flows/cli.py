@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from flows.cli_inspect import diff_command
 from schemas.errors import ConfigError, StoreError, TurnledgerError
 
 if TYPE_CHECKING:
@@ -250,6 +251,9 @@ def show(
         tbl_hide_dataframe_shape=True,
     ):
         typer.echo(str(frame.head(rows).drop("run").collect()))
+
+
+app.command("diff")(diff_command)
 
 
 def main() -> None:

@@ -12,6 +12,11 @@ from storage.manifests import inspect
 from storage.store import Store
 from storage.tables import check_version, known_table
 
+
+class MissingTableError(StoreError):
+    """A run that is there has no files of a table that it could have."""
+
+
 _PARTITION_TYPES: dict[str, type[pl.DataType]] = {"iteration": pl.Int32}
 """Types of partition columns that are no text."""
 
@@ -39,8 +44,9 @@ def open_table(
         order of iteration, shard and turn.
 
     Raises:
-        StoreError: If store, run or table do not exist, the table has no files yet, several
-            stages made it, or a newer version wrote it.
+        MissingTableError: If the table has no files yet.
+        StoreError: If store, run or table do not exist, several stages made the table, or a newer
+            version wrote it.
     """
     layout = Store.open(store).layout
     schema = known_table(table).schema
@@ -57,7 +63,8 @@ def open_table(
     chosen = by_stage.get(stage, []) if stage is not None else files
     if not chosen:
         made_by = f" by stage {stage}" if stage is not None else ""
-        raise StoreError(f"run {run} has no table {table} of split {split}{made_by} yet")
+        message = f"run {run} has no table {table} of split {split}{made_by} yet"
+        raise MissingTableError(message)
     if stage is None and len(by_stage) > 1:
         raise StoreError(f"table {table} was made by stages {', '.join(by_stage)}: name one")
     for file in chosen:
