@@ -5,10 +5,11 @@ Heavy modules are imported inside the commands: `--help` answers at once.
 
 import os
 import sys
+from collections.abc import Callable
 
 import typer
 
-from flows import cli_ledger, cli_rerun, cli_tables, cli_train
+from flows import cli_inspect, cli_ledger, cli_rerun, cli_train
 from schemas.errors import TurnledgerError
 
 HELP = """Trains language models that reason over several turns with a code tool (GTPO), as
@@ -23,18 +24,19 @@ app = typer.Typer(
     help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False
 )
 
-FLOWS = "Flows"
-TABLES = "Tables"
-for command in (
-    cli_train.quickstart,
-    cli_train.train,
-    cli_rerun.plan,
-    cli_rerun.rerun,
-    cli_rerun.evaluate,
-):
-    app.command(rich_help_panel=FLOWS)(command)
-for command in (cli_tables.runs, cli_tables.show, cli_ledger.lineage):
-    app.command(rich_help_panel=TABLES)(command)
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Flows": (
+        cli_train.quickstart,
+        cli_train.train,
+        cli_rerun.plan,
+        cli_rerun.rerun,
+        cli_rerun.evaluate,
+    ),
+    "Tables": (cli_inspect.runs, cli_inspect.show, cli_inspect.diff, cli_ledger.lineage),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
 
 
 def main() -> None:

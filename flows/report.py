@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 from rich.table import Table
 
+from flows.compare import diff
 from schemas.refs import StageOutput
-from schemas.tables import TURN_KEY
 from stages.evaluation import summarise
 from storage import Store, open_table
 
@@ -85,23 +85,10 @@ def draw_accuracy(accuracy: pl.DataFrame, title: str, path: Path) -> None:
 
 def changes_of_advantages(store: str | Path, before: str, after: str, iteration: int) -> str:
     """Says in one line how the advantages of an iteration differ between two runs."""
-    old, new = (
-        open_table(store, run, "advantages")
-        .filter(pl.col("iteration") == iteration)
-        .select(*TURN_KEY, "advantage", is_there=pl.lit(True))
-        for run in (before, after)
-    )
-    joined = old.join(new, on=TURN_KEY, how="full", suffix="_new").collect()
-    both = joined.drop_nulls(["advantage", "advantage_new"])
-    flips = (both["advantage"].sign() != both["advantage_new"].sign()).sum()
-    changed = joined.filter(
-        ~pl.col("advantage").eq_missing(pl.col("advantage_new"))
-        | pl.col("is_there").is_null()
-        | pl.col("is_there_new").is_null()
-    ).height
+    counts = diff(store, before, after, iteration=iteration, largest=0).summary.row(0, named=True)
     return (
-        f"advantages of iteration {iteration}: {joined.height} turns, {changed} changed, "
-        f"{flips} changed sign"
+        f"advantages of iteration {iteration}: {counts['turns']} turns, "
+        f"{counts['changed']} changed, {counts['flips']} changed sign"
     )
 
 

@@ -7,7 +7,7 @@ from storage.fingerprints import Fingerprint, explain, module_closure
 from storage.layout import Slot
 from storage.problems import LoadedProblems, load_problems
 from storage.runs import RunParent, RunRecord
-from storage.scans import open_table
+from storage.scans import MissingTableError, open_table
 from storage.store import Found, Store
 from storage.verification import Verify
 
@@ -15,6 +15,7 @@ __all__ = [
     "Fingerprint",
     "Found",
     "LoadedProblems",
+    "MissingTableError",
     "RunParent",
     "RunRecord",
     "Slot",

@@ -15,6 +15,10 @@ from storage.store import Store
 from storage.tables import check_version, known_table
 
 
+class MissingTableError(StoreError):
+    """A run that is there has no files of a table that it could have."""
+
+
 def open_table(
     store: str | Path, run: str, table: str, *, split: str = "train", stage: str | None = None
 ) -> pl.LazyFrame:
@@ -38,8 +42,9 @@ def open_table(
         order of iteration, shard and turn.
 
     Raises:
-        StoreError: If store, run or table do not exist, the table has no files yet, several
-            stages made it, or a newer version wrote it.
+        MissingTableError: If the table has no files yet.
+        StoreError: If store, run or table do not exist, several stages made the table, or a newer
+            version wrote it.
     """
     if split not in get_args(Split):
         raise StoreError(f"split {split} is unknown; known splits: {', '.join(get_args(Split))}")
@@ -51,7 +56,8 @@ def open_table(
     chosen = [(uri, m) for uri, m in found if stage is None or m.slot.stage == stage]
     if not chosen:
         made_by = f" by stage {stage}" if stage is not None else ""
-        raise StoreError(f"run {run} has no table {table} of split {split}{made_by} yet")
+        message = f"run {run} has no table {table} of split {split}{made_by} yet"
+        raise MissingTableError(message)
     if stage is None and len(by_stage) > 1:
         raise StoreError(
             f"table {table} was made by stages {', '.join(sorted(by_stage))}: name one"
