@@ -1,0 +1,63 @@
+"""kill -9 at random points: the run that continues ends with what an undisturbed one has."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from small_runs import SMALL, Cli, sets
+
+from storage import Store
+
+STAGE_RUNS = 59
+"""Of the small training, so that every one of them may be the last before a kill."""
+
+
+def contents(store: Path, run: str = "small") -> dict[str, str]:
+    """Returns the digest of every table and policy of a run, timings left out, by its place."""
+    digests: dict[str, str] = {}
+    for uri, manifest in Store.open(store).results(run):
+        output = manifest.output(uri)
+        digests |= {ref.uri: ref.content for ref in output.tables.values()}
+        if output.checkpoint is not None:
+            digests[output.checkpoint.uri] = output.checkpoint.digest
+    return digests
+
+
+def start_and_kill(cli: Cli, store: Path, luck: random.Random) -> None:
+    """Starts the training and kills it, and all that it started, after some stage run."""
+    process = cli.start("train", "--store", str(store), "--run", "small", *sets(*SMALL))
+    last = luck.randrange(STAGE_RUNS)
+    while process.poll() is None:
+        if sum(1 for _ in store.glob("run=small/iteration=*/**/manifest.json")) >= last:
+            time.sleep(luck.uniform(0, 0.15))
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    process.wait()
+
+
+def check_a_kill(cli: Cli, trained: Path, store: Path, seed: int) -> None:
+    luck = random.Random(seed)
+    for _ in range(luck.choice([1, 1, 2])):
+        start_and_kill(cli, store, luck)
+    cli.train(store)
+    assert contents(store) == contents(trained)
+    assert Store.open(store).run_record("small").status == "finished"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_killed_training_ends_like_an_undisturbed_one(
+    cli: Cli, trained: Path, tmp_path: Path, seed: int
+) -> None:
+    check_a_kill(cli, trained, tmp_path / "store", seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(2, 52))
+def test_fifty_killed_trainings_end_like_an_undisturbed_one(
+    cli: Cli, trained: Path, tmp_path: Path, seed: int
+) -> None:
+    check_a_kill(cli, trained, tmp_path / "store", seed)
