@@ -12,6 +12,7 @@ Token ids and log-probabilities are random and do not spell the text; they have 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -25,6 +26,8 @@ from stages.cold_start.families import FAMILIES, EmbeddedProblem, draw_problems
 
 SAMPLES = 8
 """Trajectories of a group."""
+TURNS_OF_GROUP = 27
+"""Turns of a group on average, somewhat less."""
 MAX_TURNS = 5
 LEVELS = (1, 2, 3, 4)
 NAMES = ("x", "n", "value", "start", "number", "total")
@@ -50,10 +53,10 @@ class LedgerRows:
 def ledger_rows(
     turns: int, *, shards: int, expressions_share: float = 0.05, seed: int = 0
 ) -> Iterator[LedgerRows]:
-    """Yields shards of whole groups of 8 samples with 1 to 5 turns each.
+    """Yields shards of whole groups, parted as `take_shard` does, 8 samples of 1 to 5 turns each.
 
     Args:
-        turns: Turns of all shards; each has up to a group more than its part.
+        turns: Turns of all shards, of which there are about 1 % more.
         shards: Number of shards.
         expressions_share: Share of the groups whose answer is neither integer, fraction nor
             decimal. It is 0.2 in MATH 500, and 0 in GSM8K, AIME and the embedded families.
@@ -61,10 +64,11 @@ def ledger_rows(
     """
     random = Random(seed)
     problems = _distinct(draw_problems(random, split="train", levels=LEVELS))
-    for shard in range(shards):
+    groups_in_all = -(-turns // TURNS_OF_GROUP)
+    for shard, part in enumerate(np.array_split(np.arange(groups_in_all), shards)):
         groups = _Groups(random, expressions_share)
-        while len(groups.turns) < turns // shards:
-            groups.add(next(problems))
+        for problem in islice(problems, len(part)):
+            groups.add(problem)
         yield groups.rows(np.random.default_rng([seed, shard]))
 
 
