@@ -1,31 +1,23 @@
 """Grading of final answers: is the prediction the gold answer?
 
-Cheap first: equal text after normalisation, then numbers compared as exact fractions. Only what
-that leaves open goes to math-verify, in a child process that is killed when it does not end.
+Cheap first: equal texts and integers as columns, then equal text after normalisation and numbers
+as exact fractions, each pair of texts once. Only what that leaves open goes to math-verify, in
+child processes that are killed when they do not end.
 
 It does not read the reasoning of a trajectory, and it does not search a text for a number: the
 whole answer must be the gold answer, or a `\\boxed{}` in it. An expression that evaluates to the
 gold answer (`2^3` for 8) is right, as math-verify has it.
 """
 
-import json
-import os
 import re
-import select
-import subprocess
-import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from fractions import Fraction
-from types import TracebackType
-from typing import IO
 
 import polars as pl
 
 from schemas.errors import TurnledgerError
 from schemas.tables import Verdict
-from stages import _grading_worker
+from stages._grading_processes import compare
 
 MAX_CHARS = 512
 """Longest answer that is parsed; longer ones are right only if they equal the gold text."""
@@ -33,11 +25,9 @@ MAX_CHARS = 512
 MAX_DEPTH = 16
 """Deepest nesting of brackets that is parsed, likewise."""
 
-START_TIME_S = 120.0
-"""Seconds a child may take to import math-verify, which is slow on a cold or busy machine."""
-
 _PAIR = ("prediction", "answer")
 _VERDICTS = pl.Enum([v.value for v in Verdict])
+_PLAIN_INTEGER = r"^-?[0-9]{1,18}$"
 
 
 def grade(predictions: pl.DataFrame, *, time_s: float) -> pl.Series:
@@ -52,7 +42,7 @@ def grade(predictions: pl.DataFrame, *, time_s: float) -> pl.Series:
         Series `verdict`, an enum of `Verdict`, in the order of the rows.
 
     Raises:
-        TurnledgerError: On a missing column or gold answer, and where the comparing process
+        TurnledgerError: On a missing column or gold answer, and where a comparing process
             cannot be started: a machine's failure is no wrong answer.
     """
     missing = [name for name in _PAIR if name not in predictions.columns]
@@ -60,20 +50,60 @@ def grade(predictions: pl.DataFrame, *, time_s: float) -> pl.Series:
         raise TurnledgerError(f"grading needs the columns {', '.join(missing)}")
     if predictions["answer"].null_count():
         raise TurnledgerError("grading needs a gold answer on every row; some are null")
-    pairs = list(predictions.select(*_PAIR).iter_rows())
-    with _Comparison(time_s) as comparison:
-        verdicts = {(p, a): _verdict(p, a, comparison) for p, a in dict.fromkeys(pairs)}
-    return pl.Series("verdict", [verdicts[pair].value for pair in pairs], dtype=_VERDICTS)
+    pairs = predictions.select(_PAIR)
+    distinct = pairs.unique(maintain_order=True).with_columns(verdict=_plain_verdict())
+    undecided = distinct.filter(pl.col("verdict").is_null()).select(_PAIR)
+    rest = _verdicts(list(undecided.iter_rows()), time_s)
+    graded = pl.concat(
+        [
+            distinct.filter(pl.col("verdict").is_not_null()),
+            undecided.with_columns(pl.Series("verdict", rest, dtype=_VERDICTS)),
+        ]
+    )
+    return pairs.join(graded, on=_PAIR, how="left", nulls_equal=True, maintain_order="left")[
+        "verdict"
+    ]
 
 
-def _verdict(prediction: str | None, answer: str, comparison: "_Comparison") -> Verdict:
-    if prediction is None or not prediction.strip():
+def _plain_verdict() -> pl.Expr:
+    """Says as `decide` would what needs no look into the text; null for all else."""
+    prediction, answer = pl.col("prediction"), pl.col("answer")
+    integers = [text.str.contains(_PLAIN_INTEGER) for text in (prediction, answer)]
+    equal_integers = prediction.cast(pl.Int64, strict=False) == answer.cast(pl.Int64, strict=False)
+    return (
+        pl.when(prediction.is_null())
+        .then(pl.lit(Verdict.NO_ANSWER.value))
+        .when((prediction == answer) & prediction.str.contains("[!-~]"))  # not all space
+        .then(pl.lit(Verdict.RIGHT.value))
+        .when(pl.all_horizontal(integers))
+        .then(
+            pl.when(equal_integers)
+            .then(pl.lit(Verdict.RIGHT.value))
+            .otherwise(pl.lit(Verdict.WRONG.value))
+        )
+        .cast(_VERDICTS)
+    )
+
+
+def _verdicts(pairs: list[tuple[str, str]], time_s: float) -> list[str]:
+    """Returns the verdicts of pairs of texts, as many of them as can be without math-verify."""
+    verdicts: list[Verdict | None] = [_verdict(*pair) for pair in pairs]
+    left_open = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is None]
+    compared = iter(compare([_for_comparison(*pair) for pair in left_open], time_s=time_s))
+    return [(next(compared) if verdict is None else verdict).value for verdict in verdicts]
+
+
+def _verdict(prediction: str, answer: str) -> Verdict | None:
+    if not prediction.strip():
         return Verdict.NO_ANSWER
     decided = decide(prediction, answer)
     if decided is None:
-        ours, gold = (_as_latex(_normalise(text)) for text in (prediction, answer))
-        return comparison.verdict(ours, gold)
+        return None
     return Verdict.RIGHT if decided else Verdict.WRONG
+
+
+def _for_comparison(prediction: str, answer: str) -> tuple[str, str]:
+    return _as_latex(_normalise(prediction)), _as_latex(_normalise(answer))
 
 
 def decide(prediction: str, answer: str) -> bool | None:
@@ -260,116 +290,3 @@ def _is_equal_or_rounded(ours: _Number, gold: Fraction, gold_decimals: int) -> b
     if difference == 0 or not places:
         return difference == 0
     return difference <= max(Fraction(1, 2 * 10 ** min(places)), abs(gold) / 10**13)
-
-
-class _Comparison:
-    """A child process that runs math-verify; started at the first pair, killed at a deadline."""
-
-    def __init__(self, time_s: float) -> None:
-        self._time_s = time_s
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> "_Comparison":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._kill()
-
-    def verdict(self, prediction: str, answer: str) -> Verdict:
-        """Returns what math-verify says, or `timeout` where the comparison did not end."""
-        # A second try where the child ended by itself: it may have been killed from outside.
-        for _ in range(2):
-            child = self._child = self._child or self._start()
-            reply = _ask(child, [prediction, answer], self._time_s)
-            if reply is not None:
-                return Verdict.RIGHT if reply else Verdict.WRONG
-            ended = child.poll() is not None
-            self._kill()
-            if not ended:
-                break
-        return Verdict.TIMEOUT
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        # By path and with -P: neither the working directory nor the way of installing matters,
-        # and nothing lying about there can take the place of an imported module.
-        command = [sys.executable, "-P", _grading_worker.__file__, str(self._time_s)]
-        with tempfile.TemporaryFile() as stderr:
-            try:
-                child = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    bufsize=0,
-                    start_new_session=True,  # a Ctrl-C in the terminal is not for it
-                )
-            except OSError as error:
-                raise TurnledgerError(f"grading cannot start {command}: {error}") from error
-            self._child = child
-            if (
-                _read_line(child, START_TIME_S).strip()
-                == json.dumps(_grading_worker.READY).encode()
-            ):
-                return child
-            self._kill()
-            raise TurnledgerError(
-                f"grading cannot start its math-verify process: {_last_line(stderr)}; try "
-                f"`{sys.executable} -c 'import math_verify'`"
-            )
-
-    def _kill(self) -> None:
-        if self._child is None:
-            return
-        self._child.kill()
-        for pipe in (self._child.stdin, self._child.stdout):
-            _pipe(pipe).close()
-        self._child.wait()
-        self._child = None
-
-
-def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    if pipe is None:
-        raise TurnledgerError("grading lost the pipe to its math-verify process")
-    return pipe
-
-
-def _ask(child: subprocess.Popen[bytes], pair: list[str], time_s: float) -> bool | None:
-    """Returns the child's reply, or None if it ended or the deadline passed before."""
-    try:
-        _pipe(child.stdin).write(json.dumps(pair).encode() + b"\n")
-    except BrokenPipeError:
-        # The exit may not be known yet; without this wait it would pass for a deadline.
-        child.wait()
-        return None
-    reply = _read_line(child, time_s)
-    return bool(json.loads(reply)) if reply.endswith(b"\n") else None
-
-
-def _read_line(child: subprocess.Popen[bytes], time_s: float) -> bytes:
-    """Returns the child's next line, or what there is of it at the deadline or its end."""
-    descriptor = _pipe(child.stdout).fileno()
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    deadline = time.monotonic() + time_s
-    line = b""
-    while not line.endswith(b"\n"):
-        remaining_ms = max(0, int(1000 * (deadline - time.monotonic())))
-        if not poller.poll(remaining_ms):
-            return line
-        chunk = os.read(descriptor, 4096)
-        if not chunk:
-            child.wait()
-            return line
-        line += chunk
-    return line
-
-
-def _last_line(stderr: IO[bytes]) -> str:
-    stderr.seek(0)
-    lines = stderr.read().decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

@@ -18,8 +18,8 @@ are still measured and reported, and no value changes.
 Any two short programs look alike: within a group only differences of similarity matter.
 """
 
-import re
 from collections.abc import Sequence
+from itertools import chain
 
 import dataframely as dy
 import numpy as np
@@ -41,20 +41,19 @@ from schemas.tables import (
 
 Tokens = Sequence[str]
 
-_TOKEN = re.compile(
-    r"""
-      \#[^\n]*                                                # comment
-    | (?P<token>
-          [rbfuRBFU]{0,2}(?:
-              \"{3}(?:\\.|[^\\])*?\"{3} | '{3}(?:\\.|[^\\])*?'{3}
-            | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' )
-        | (?:\d|\.\d)(?:[eE][+-]\d|[\w.])*                    # number
-        | \w+                                                 # name or keyword
-        | (?:\*\*|//|<<|>>)=? | [-+*/%@&|^=<>!:]= | -> | \.{3}
-        | \S )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
+_WORD = r"\p{L}\p{N}_"
+"""Letters, digits and the underscore, as in `\\w` of Python."""
+_SPACE = r"\s\x1c-\x1f"
+_TOKEN = rf"""(?x)
+      \#[^\n]*                                                  # comment
+    | [rbfuRBFU]{{0,2}}(?:
+          "{{3}}(?s:\\.|[^\\])*?"{{3}} | '{{3}}(?s:\\.|[^\\])*?'{{3}}
+        | "(?s:\\.|[^"\\\n])*" | '(?s:\\.|[^'\\\n])*' )
+    | (?:\d|\.\d)(?:[eE][+-]\d|[{_WORD}.])*                    # number
+    | [{_WORD}]+                                               # name or keyword
+    | (?:\*\*|//|<<|>>)=? | [-+*/%@\&|^=<>!:]= | -> | \.{{3}}
+    | [^{_SPACE}]
+    """
 
 
 def shape_rewards(
@@ -77,15 +76,17 @@ def shape_rewards(
     Raises:
         TurnledgerError: If the two tables do not hold the same turns.
     """
-    _require_same_turns(turns, turn_rewards)
-    trajectories = _trajectories(turns, turn_rewards)
+    codes = turns.select(*TURN_KEY, "code").sort(TURN_KEY)
+    rewards = turn_rewards.sort(TURN_KEY)
+    _require_same_turns(codes, rewards)
+    trajectories = _trajectories(rewards.with_columns(codes["code"]))
     kept = trajectories.select(*TRAJECTORY_KEY, "shaping", "peers").join(
         _similarities(trajectories, config), on=TRAJECTORY_KEY, how="left"
     )
     is_changed = pl.col("is_last") & (pl.col("shaping") == Shaping.SHAPED.value)
     shaped_accuracy = config.alpha * pl.col(f"similarity_{config.aggregate}")
     shaped = (
-        turn_rewards.join(kept, on=TRAJECTORY_KEY, how="left")
+        rewards.join(kept, on=TRAJECTORY_KEY, how="left", maintain_order="left")
         .with_columns(
             shaped_accuracy=pl.when(is_changed).then(shaped_accuracy).otherwise("accuracy")
         )
@@ -93,43 +94,43 @@ def shape_rewards(
             shaped_total=pl.col("shaped_accuracy") + (pl.col("total") - pl.col("accuracy"))
         )
     )
-    columns = shaped.select(ShapedRewards.column_names()).sort(TURN_KEY)
-    return ShapedRewards.validate(columns, cast=True)
+    return ShapedRewards.validate(shaped.select(ShapedRewards.column_names()), cast=True)
 
 
-def tokenise(code: str) -> list[str]:
-    """Returns the tokens of Python code, without comments and spacing; never fails."""
-    return [m["token"] for m in _TOKEN.finditer(code) if m["token"] is not None]
+def tokenise(codes: pl.Series) -> pl.Series:
+    """Returns the tokens of each Python code, without comments and spacing; never fails."""
+    is_comment = pl.element().str.starts_with("#")
+    return codes.str.extract_all(_TOKEN).list.filter(~is_comment).alias("tokens")
 
 
 def _require_same_turns(turns: pl.DataFrame, turn_rewards: pl.DataFrame) -> None:
+    """Compares the keys of two tables that are in the order of the key."""
+    if turns.select(TURN_KEY).equals(turn_rewards.select(TURN_KEY)):
+        return
     for a, b, text in (
         (turns, turn_rewards, "has no reward"),
         (turn_rewards, turns, "is not among the turns"),
     ):
-        alone = a.select(TURN_KEY).join(b.select(TURN_KEY), on=TURN_KEY, how="anti").sort(TURN_KEY)
+        alone = a.join(b, on=TURN_KEY, how="anti", maintain_order="left").select(TURN_KEY)
         if alone.height:
             key = ", ".join(f"{name}={value}" for name, value in alone.row(0, named=True).items())
             raise TurnledgerError(f"turn {key} {text}: shape the rewards of the same turns")
 
 
-def _trajectories(turns: pl.DataFrame, turn_rewards: pl.DataFrame) -> pl.DataFrame:
-    """Returns one row a trajectory: its code tokens, the peers of its group, what becomes of it."""
-    codes = (
-        turns.sort(TURN_KEY)
-        .group_by(TRAJECTORY_KEY, maintain_order=True)
-        .agg(pl.col("code").drop_nulls().str.join("\n"))
+def _trajectories(turns: pl.DataFrame) -> pl.DataFrame:
+    """Returns one row a trajectory: its code tokens, the peers of its group, what becomes of it.
+
+    Args:
+        turns: Code and rewards of the turns, in the order of the key.
+    """
+    trajectories = turns.group_by(TRAJECTORY_KEY, maintain_order=True).agg(
+        pl.col("code").drop_nulls().str.join("\n"), pl.col("outcome", "excluded").first()
     )
-    tokens = {code: tokenise(code) for code in codes["code"].unique()}
-    kinds = turn_rewards.group_by(TRAJECTORY_KEY).agg(pl.col("outcome", "excluded").first())
     excluded = pl.col("excluded").is_not_null()
     right = ~excluded & (pl.col("outcome") == 1)
     has_code = pl.col("tokens").list.len() > 0
     return (
-        codes.with_columns(
-            tokens=pl.Series([tokens[c] for c in codes["code"]], dtype=pl.List(pl.String))
-        )
-        .join(kinds, on=TRAJECTORY_KEY, how="left")
+        trajectories.with_columns(tokenise(trajectories["code"]))
         .with_columns(is_peer=(right & has_code).fill_null(False))
         .with_columns(peers=pl.col("is_peer").sum().over(GROUP_KEY).cast(pl.Int32))
         .with_columns(
@@ -147,31 +148,39 @@ def _trajectories(turns: pl.DataFrame, turn_rewards: pl.DataFrame) -> pl.DataFra
 
 
 def _similarities(trajectories: pl.DataFrame, config: SimilarityConfig) -> pl.DataFrame:
-    """Returns mean and maximum similarity to the peers of every trajectory that is shaped."""
-    shaped = pl.col("shaping") == Shaping.SHAPED.value
-    groups = trajectories.filter(shaped.any().over(GROUP_KEY)).partition_by(GROUP_KEY)
-    parts = [
-        pl.DataFrame(
-            schema={
-                **{name: trajectories.schema[name] for name in TRAJECTORY_KEY},
-                "similarity_mean": pl.Float64(),
-                "similarity_max": pl.Float64(),
-            }
-        )
-    ]
-    for group in groups:
-        wrong = group.filter(shaped)
+    """Returns mean and maximum similarity to the peers of every trajectory that is shaped.
+
+    Args:
+        trajectories: Trajectories with their tokens, those of a group next to each other.
+        config: The measure.
+    """
+    is_shaped = pl.col("shaping") == Shaping.SHAPED.value
+    compared = trajectories.filter(
+        (is_shaped | pl.col("is_peer")) & is_shaped.any().over(GROUP_KEY)
+    )
+    sizes = compared.group_by(GROUP_KEY, maintain_order=True).len()["len"]
+    means, maxima = [np.empty(0)], [np.empty(0)]
+    start = 0
+    for size in sizes:
+        # Only one group's tokens become Python objects at a time: they take far more room so.
+        tokens = compared["tokens"].slice(start, size).to_list()
+        peers = compared["is_peer"].slice(start, size).to_list()
+        start += size
         to_peers = code_similarity(
-            wrong["tokens"].to_list(), group.filter("is_peer")["tokens"].to_list(), config
+            [code for code, is_peer in zip(tokens, peers, strict=True) if not is_peer],
+            [code for code, is_peer in zip(tokens, peers, strict=True) if is_peer],
+            config,
         )
-        parts.append(
-            wrong.select(
-                *TRAJECTORY_KEY,
-                pl.Series("similarity_mean", to_peers.mean(axis=1)),
-                pl.Series("similarity_max", to_peers.max(axis=1)),
-            )
+        means.append(to_peers.mean(axis=1))
+        maxima.append(to_peers.max(axis=1))
+    return (
+        compared.filter(is_shaped)
+        .select(TRAJECTORY_KEY)
+        .with_columns(
+            pl.Series("similarity_mean", np.concatenate(means)),
+            pl.Series("similarity_max", np.concatenate(maxima)),
         )
-    return pl.concat(parts)
+    )
 
 
 def code_similarity(
@@ -191,11 +200,9 @@ def code_similarity(
 
 def _edit_similarity(codes: Sequence[Tokens], peers: Sequence[Tokens]) -> np.ndarray:
     # One character a token: the distance then counts tokens, at the speed of strings.
-    character: dict[str, str] = {}
-    words = [
-        "".join(character.setdefault(token, chr(len(character))) for token in tokens)
-        for tokens in (*codes, *peers)
-    ]
+    distinct = dict.fromkeys(chain(*codes, *peers))
+    character = {token: chr(number) for number, token in enumerate(distinct)}
+    words = ["".join(map(character.__getitem__, tokens)) for tokens in (*codes, *peers)]
     return cdist(
         words[: len(codes)],
         words[len(codes) :],
@@ -205,15 +212,14 @@ def _edit_similarity(codes: Sequence[Tokens], peers: Sequence[Tokens]) -> np.nda
 
 
 def _ngram_similarity(codes: Sequence[Tokens], peers: Sequence[Tokens], n: int) -> np.ndarray:
-    column: dict[tuple[str, ...], int] = {}
-    cells: list[tuple[int, int]] = []
-    for row, tokens in enumerate((*codes, *peers)):
-        # Padded in front, so that codes shorter than n have n-grams too: one ends at each token.
-        padded = ("",) * (n - 1) + tuple(tokens)
-        grams = zip(*(padded[k:] for k in range(n)), strict=False)
-        cells += [(row, column.setdefault(gram, len(column))) for gram in grams]
-    counts = np.zeros((len(codes) + len(peers), len(column)))
-    np.add.at(counts, tuple(np.array(cells).T), 1.0)
+    rows = len(codes) + len(peers)
+    # Padded in front, so that codes shorter than n have n-grams too: one ends at each token.
+    padded = [("",) * (n - 1) + tuple(tokens) for tokens in (*codes, *peers)]
+    grams = [list(zip(*(code[k:] for k in range(n)), strict=False)) for code in padded]
+    column = {gram: number for number, gram in enumerate(dict.fromkeys(chain(*grams)))}
+    cells = np.fromiter(map(column.__getitem__, chain(*grams)), dtype=np.int64)
+    cells += np.repeat(np.arange(rows), [len(code) for code in grams]) * len(column)
+    counts = np.bincount(cells, minlength=rows * len(column)).reshape(rows, -1).astype(np.float64)
     unit = counts / np.linalg.norm(counts, axis=1, keepdims=True)
     # Rounding takes the cosine of equal vectors slightly above 1.
     cosine: np.ndarray = unit[: len(codes)] @ unit[len(codes) :].T

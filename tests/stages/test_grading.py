@@ -2,7 +2,10 @@
 
 import json
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import TurnledgerError
 from schemas.tables import Verdict
-from stages import _grading_worker
+from stages import _grading_processes, _grading_worker
 from stages.grading import decide, grade
 from tests.stages.reward_frames import LAW
 
@@ -29,6 +32,7 @@ def verdicts(*pairs: tuple[str | None, str], time_s: float = 20.0) -> list[str]:
 RIGHT = [
     ("7", "7"),
     ("023", "23"),
+    ("0" + "9" * 19, "9" * 19),
     ("+5", "5"),
     ("18.", "18"),
     ("18.0", "18"),
@@ -71,6 +75,7 @@ RIGHT = [
 WRONG = [
     ("7", "8"),
     ("-5", "5"),
+    ("9" * 19, "9" * 18 + "8"),
     ("0.333", "1/3"),
     ("0.123456", "0.123457"),
     ("1e-08", "2e-08"),
@@ -90,6 +95,24 @@ WRONG = [
     ("(" * 40 + "1" + ")" * 40, "1"),
     ("]](({{", "4"),
 ]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Lets no process from before be used; lists what is started, as numbers of the start."""
+    numbers: list[int] = []
+    start = _grading_processes._Child.__init__
+
+    def count(child: _grading_processes._Child) -> None:
+        numbers.append(len(numbers))
+        start(child)
+
+    idle: list[_grading_processes._Child] = []
+    monkeypatch.setattr(_grading_processes._Child, "__init__", count)
+    monkeypatch.setattr(_grading_processes, "_idle", idle)
+    yield numbers
+    for child in idle:
+        child.kill()
 
 
 def test_grade_finds_equal_answers_right() -> None:
@@ -142,6 +165,19 @@ def test_a_printed_float_equals_itself(value: float) -> None:
     assert verdicts((repr(value), f"{value:.60f}")) == ["right"]
 
 
+NUMERALS = st.from_regex(r"[-+]?0?(7|7{18,19})(\.0?)?\s?", fullmatch=True)
+
+
+@LAW
+@given(st.lists(st.tuples(NUMERALS | st.text(" 0-7x", max_size=3), NUMERALS), max_size=9))
+def test_columns_decide_as_text_does(pairs: list[tuple[str, str]]) -> None:
+    decided = [pair for pair in pairs if not pair[0].strip() or decide(*pair) is not None]
+    expected = [
+        ("right" if decide(p, a) else "wrong") if p.strip() else "no_answer" for p, a in decided
+    ]
+    assert verdicts(*decided) == expected
+
+
 @LAW
 @given(st.text(r"0123456789.,/\{}$%()-+ ^eEfracboxedtimes" + "\n", max_size=40))
 def test_any_text_is_decided_or_left_open(text: str) -> None:
@@ -173,6 +209,7 @@ def test_a_process_that_cannot_start_is_no_wrong_answer(
         verdicts(UNDECIDED)
 
 
+@pytest.mark.usefixtures("started")
 def test_the_working_directory_does_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +230,58 @@ def test_modules_beside_the_worker_shadow_nothing(
     body = "import random\nfor line in sys.stdin: print('true', flush=True)"
     monkeypatch.setattr(_grading_worker, "__file__", fake_worker(tmp_path / "worker.py", body))
     assert verdicts(UNDECIDED) == ["right"]
+
+
+def test_a_process_serves_one_call_after_the_other(started: list[int]) -> None:
+    for _ in range(3):
+        assert verdicts(UNDECIDED) == ["right"]
+    assert len(started) == 1
+
+
+def test_callers_at_the_same_time_share_the_processes(
+    started: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_grading_processes, "_permits", threading.BoundedSemaphore(2))
+    groups = [[(rf"\sqrt{{{n * n}}}", str(n)) for n in range(k, k + 40)] for k in (2, 50, 99, 150)]
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda pairs: verdicts(*pairs), groups))
+    assert results == [["right"] * 40] * 4
+    assert len(started) <= 2
+
+
+def test_many_comparisons_keep_their_order() -> None:
+    pairs = [(rf"\sqrt{{{n * n + n % 3 // 2}}}", str(n)) for n in range(2, 80)]
+    assert verdicts(*pairs) == ["wrong" if n % 3 == 2 else "right" for n in range(2, 80)]
+
+
+def test_an_idle_process_ends_and_is_replaced(
+    tmp_path: Path, started: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(_grading_worker.__file__).read_text()
+    worker = tmp_path / "worker.py"
+    worker.write_text(source.replace("IDLE_S = 20.0", "IDLE_S = 0.1"))
+    monkeypatch.setattr(_grading_worker, "__file__", str(worker))
+    assert verdicts(UNDECIDED) == ["right"]
+    time.sleep(1.0)
+    assert verdicts(UNDECIDED) == ["right"]
+    assert len(started) == 2
+
+
+CONSTANTS = [
+    *(r"\sqrt{2}", "1.414214", "1.4142", r"\pi", "3.14159", "3.1415927", r"\frac{\pi}{2}", "e"),
+    *("50\\%", "0.5", "50", "5!", "120", r"\infty", r"\frac{1}{0}", "1+i", "2^{10}", "1024", "(1)"),
+    *("10^{20}", "10^{20}+1", r"\{1\}", "x=2", "2", r"0.000001\pi", "0", r"1 \pm \sqrt{2}"),
+]
+
+
+@pytest.mark.parametrize("gold", CONSTANTS)
+def test_different_numbers_are_told_as_math_verify_tells_them(gold: str) -> None:
+    from math_verify import parse, verify
+
+    for prediction in CONSTANTS:
+        parsed = [parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (gold, prediction)]
+        expected = bool(verify(*parsed, timeout_seconds=None))
+        assert _grading_worker.is_equal(prediction, gold) == expected, prediction
 
 
 def test_a_failed_start_tells_what_the_process_said(

@@ -1,15 +1,20 @@
 """Similarity shaping: what resembles what, and who earns what for it."""
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from schemas.config import SimilarityConfig, TurnRewardsConfig
 from schemas.errors import TurnledgerError
-from schemas.tables import ShapedRewards, TurnRewards
+from schemas.tables import ShapedRewards, TurnRewards, Turns
 from stages.similarity import code_similarity, shape_rewards, tokenise
 from stages.turn_rewards import score_turns
 from tests.stages.reward_frames import LAW, Turn, executions_frame, prompts_frame, turns_frame
@@ -25,8 +30,13 @@ CODES = st.lists(
 ).map(" ".join)
 
 
+def tokens_of(code: str) -> list[str]:
+    tokens: list[str] = tokenise(pl.Series([code]))[0].to_list()
+    return tokens
+
+
 def similarity(a: str, b: str, config: SimilarityConfig) -> float:
-    return float(code_similarity([tokenise(a)], [tokenise(b)], config)[0, 0])
+    return float(code_similarity([tokens_of(a)], [tokens_of(b)], config)[0, 0])
 
 
 def shape(
@@ -47,7 +57,7 @@ def of(shaped: pl.DataFrame, sample: int, column: str) -> list[Any]:
 @LAW
 @given(code=CODES)
 def test_identical_code_has_similarity_1(config: SimilarityConfig, code: str) -> None:
-    if tokenise(code):
+    if tokens_of(code):
         assert similarity(code, code, config) == pytest.approx(1.0, abs=1e-12)
 
 
@@ -57,7 +67,7 @@ def test_identical_code_has_similarity_1(config: SimilarityConfig, code: str) ->
 def test_similarity_is_symmetric_and_within_0_and_1(
     config: SimilarityConfig, a: str, b: str
 ) -> None:
-    if tokenise(a) and tokenise(b):
+    if tokens_of(a) and tokens_of(b):
         there, back = similarity(a, b, config), similarity(b, a, config)
         assert there == pytest.approx(back, abs=1e-12)
         assert 0.0 <= there <= 1.0
@@ -69,8 +79,8 @@ def test_code_without_common_token_has_similarity_0(config: SimilarityConfig) ->
 
 
 def test_spacing_and_comments_are_no_tokens() -> None:
-    bare = tokenise("x=1\nif x>0:\n  print(x)")
-    assert tokenise("x  =  1  # one\n\n# two\nif x > 0:\n\tprint( x )") == bare
+    bare = tokens_of("x=1\nif x>0:\n  print(x)")
+    assert tokens_of("x  =  1  # one\n\n# two\nif x > 0:\n\tprint( x )") == bare
 
 
 @pytest.mark.parametrize(
@@ -84,12 +94,67 @@ def test_spacing_and_comments_are_no_tokens() -> None:
     ],
 )
 def test_tokenise_code(code: str, tokens: list[str]) -> None:
-    assert tokenise(code) == tokens
+    assert tokens_of(code) == tokens
+
+
+PYTHON_TOKEN = re.compile(
+    r"""\#[^\n]* | (?P<token>
+          [rbfuRBFU]{0,2}(?:
+              \"{3}(?:\\.|[^\\])*?\"{3} | '{3}(?:\\.|[^\\])*?'{3}
+            | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' )
+        | (?:\d|\.\d)(?:[eE][+-]\d|[\w.])* | \w+
+        | (?:\*\*|//|<<|>>)=? | [-+*/%@&|^=<>!:]= | -> | \.{3} | \S )""",
+    re.VERBOSE | re.DOTALL,
+)
+CHARACTERS = "rbfax_1.0eE+-*/=<>!:@&|^%#'\"\\()[]\n \t\x1cé²\u0301٣\u2003"
+
+
+@LAW
+@given(st.text(CHARACTERS, max_size=60))
+def test_tokens_are_those_of_the_expression_in_pythons_own_engine(code: str) -> None:
+    found = [match["token"] for match in PYTHON_TOKEN.finditer(code)]
+    assert tokens_of(code) == [token for token in found if token is not None]
 
 
 def test_edit_similarity_counts_tokens_not_characters() -> None:
     # One of four tokens differs, whatever its length.
     assert similarity("total = 1 + 2", "x = 1 + 2", EDIT) == pytest.approx(0.8)
+
+
+def distance(a: Sequence[str], b: Sequence[str]) -> int:
+    if not a or not b:
+        return len(a) + len(b)
+    rest = distance(a[1:], b[1:])
+    if a[0] == b[0]:
+        return rest
+    return 1 + min(rest, distance(a[1:], b), distance(a, b[1:]))
+
+
+FEW_TOKENS = st.lists(st.sampled_from("xy+1"), min_size=1, max_size=5)
+
+
+@LAW
+@given(st.lists(FEW_TOKENS, min_size=1, max_size=3), st.lists(FEW_TOKENS, min_size=1, max_size=3))
+def test_edit_similarity_is_that_of_a_slow_oracle(
+    codes: list[list[str]], peers: list[list[str]]
+) -> None:
+    expected = [[1 - distance(a, b) / max(len(a), len(b)) for b in peers] for a in codes]
+    assert code_similarity(codes, peers, EDIT) == pytest.approx(np.array(expected))
+
+
+@LAW
+@given(st.lists(FEW_TOKENS, min_size=1, max_size=3), st.lists(FEW_TOKENS, min_size=1, max_size=3))
+def test_ngram_similarity_is_that_of_a_slow_oracle(
+    codes: list[list[str]], peers: list[list[str]]
+) -> None:
+    def cosine(a: list[str], b: list[str]) -> float:
+        p, q = (Counter(zip(["", *x], x, strict=False)) for x in (a, b))
+        norms = [sum(count**2 for count in counts.values()) ** 0.5 for counts in (p, q)]
+        return sum(p[gram] * q[gram] for gram in p) / (norms[0] * norms[1])
+
+    config = SimilarityConfig(measure="ngram", ngram=2)
+    expected = [[cosine(a, b) for b in peers] for a in codes]
+    assert code_similarity(codes, peers, config) == pytest.approx(np.array(expected))
 
 
 def test_ngram_similarity_is_the_cosine_of_counts() -> None:
@@ -200,6 +265,24 @@ def test_trajectories_of_other_groups_are_no_peers() -> None:
     )
     shaped = shape_rewards(turns, rewards, EDIT)
     assert shaped.filter(task_id="a")["shaping"].to_list() == ["no_peers", "no_peers"]
+
+
+def test_groups_shaped_together_are_shaped_as_each_alone() -> None:
+    codes = ["a b c", "a b", "# nothing", "a x c", "b"]
+    trajectories = {
+        (task, sample): [{"code": code}, RIGHT if (sample + size) % 2 else WRONG]
+        for size, task in enumerate("abcd")
+        for sample, code in enumerate(codes[size:])
+    }
+
+    def shaped(wanted: str) -> pl.DataFrame:
+        turns = turns_frame({key: t for key, t in trajectories.items() if key[0] in wanted})
+        shuffled = Turns.validate(turns.sample(fraction=1, shuffle=True, seed=1))
+        prompts = prompts_frame(dict.fromkeys(wanted, "7"))
+        rewards = score_turns(prompts, shuffled, executions_frame(), TurnRewardsConfig())
+        return shape_rewards(shuffled, rewards, EDIT)
+
+    assert_frame_equal(shaped("abcd"), pl.concat([shaped(task) for task in "abcd"]))
 
 
 def test_tables_of_different_turns_are_refused() -> None:
