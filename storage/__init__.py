@@ -3,7 +3,8 @@
 Knows what a row is and nothing of stages, flows or models.
 """
 
-from storage.fingerprints import Fingerprint, explain, module_closure
+from storage.closures import module_closure
+from storage.fingerprints import Fingerprint, explain
 from storage.layout import Slot
 from storage.problems import LoadedProblems, load_problems
 from storage.runs import RunParent, RunRecord

@@ -2,18 +2,52 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import dataframely as dy
 import polars as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from schemas.config import RunConfig
+from schemas.config import (
+    ColdStartConfig,
+    ComputeConfig,
+    ExecutionConfig,
+    PolicyConfig,
+    ProblemsConfig,
+)
 from schemas.tables import ColdStartUpdates, Demonstrations
 from stages.cold_start.demonstrations import make_demonstrations
 from stages.cold_start.tiny_policy import adapt_to_tags, make_model, make_tokenizer
 from stages.cold_start.training import tokenise, train_on_demonstrations
 from stages.dialogue import TAGS, Dialogue
 from stages.randomness import derive_seed
+
+
+class ColdStartSettings(Protocol):
+    """The sections of a run's configuration that a cold start reads.
+
+    Named one by one, so that a new setting of any other section is no change of this code.
+    """
+
+    @property
+    def problems(self) -> ProblemsConfig:
+        """Of which only `levels` counts."""
+
+    @property
+    def policy(self) -> PolicyConfig:
+        """Sizes of the embedded policy."""
+
+    @property
+    def cold_start(self) -> ColdStartConfig:
+        """Demonstrations and their learning."""
+
+    @property
+    def execution(self) -> ExecutionConfig:
+        """Limits of what the demonstrations execute."""
+
+    @property
+    def compute(self) -> ComputeConfig:
+        """Device of the policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +61,7 @@ class StartedPolicy:
 
 
 def start_policy(
-    config: RunConfig,
+    config: ColdStartSettings,
     *,
     given: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None,
     seed: int,
@@ -36,7 +70,7 @@ def start_policy(
     """Makes the first policy and trains it on demonstrations of the embedded families.
 
     Args:
-        config: Sections `policy`, `cold_start`, `problems.levels`, `execution` and `compute`.
+        config: A whole configuration, or what has its sections.
         given: Model and tokenizer to start from; null makes the embedded tiny policy. The
             tokenizer is taught the control tags where it does not know them.
         seed: Seed of demonstrations, weights and order.
