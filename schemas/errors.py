@@ -17,6 +17,10 @@ class StoreError(TurnledgerError):
     """A store, run or table that is missing, damaged, too new or cannot be written."""
 
 
+class StoreUnavailable(StoreError):
+    """A store that cannot be reached just now; trying again may help."""
+
+
 class PolicyError(TurnledgerError):
     """A policy folder that is missing or holds no causal language model and tokenizer."""
 
