@@ -25,8 +25,8 @@ from storage import Store
 FRAME = pl.DataFrame(
     {"row": [1], "reason": ["why"], "text": ["x"]}, schema=RejectedProblems.create_empty().schema
 )
-compute: Callable[[], Produced]
-"""What the task of these tests does; each test sets it."""
+WORK: dict[str, Callable[[], Produced]] = {}
+"""What the task of these tests does; each test sets `compute`."""
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def calls() -> list[str]:
         done.append("computed")
         return Produced(tables={"rejected_problems": FRAME})
 
-    globals()["compute"] = count
+    WORK["compute"] = count
     return done
 
 
@@ -61,7 +61,7 @@ def problems_task(place: Place, content: str) -> StageRun:
         slot=place.slot("problems"),
         config={},
         inputs={"file": Ref(uri="elsewhere", name="file", digest=content, content=content)},
-        compute=lambda: compute(),
+        compute=lambda: WORK["compute"](),
     )
 
 
@@ -175,7 +175,7 @@ def test_only_what_may_pass_is_tried_again(
         tried.append(1)
         raise error
 
-    monkeypatch.setitem(globals(), "compute", fail)
+    monkeypatch.setitem(WORK, "compute", fail)
     monkeypatch.setattr(problems_task.task, "retry_delay_seconds", [0, 0])
     _, state = run_in_flow(place)
     assert state.is_failed()
