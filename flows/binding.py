@@ -108,7 +108,7 @@ def look_up(run: StageRun) -> Found:
         StoreError: If the store cannot be used.
     """
     started = time.perf_counter()
-    found = run.place.open().find(run.slot, run.fingerprint)
+    found = run.place.open().find(run.slot, run.fingerprint, list(run.inputs.values()))
     if found.output is not None:
         seconds = time.perf_counter() - started
         tell(

@@ -109,16 +109,24 @@ class Store:
         """Absolute path of a store in a folder; fails as `layout` does."""
         return self.layout.root
 
-    def find(self, slot: Slot, fingerprint: Fingerprint) -> Found:
+    def find(
+        self, slot: Slot, fingerprint: Fingerprint, parents: Sequence[Ref] | None = None
+    ) -> Found:
         """Looks for the result of a fingerprint: in its slot, then anywhere in the store.
 
         A result of another slot is adopted: the slot gets the same bytes and a manifest of its
         own. Every result is verified as `open` says.
 
+        Args:
+            slot: Where the result belongs.
+            fingerprint: What decides it.
+            parents: Inputs of the stage run that asks; an adopted result names them in place of
+                those of the stage run that computed it. Null keeps these.
+
         Raises:
             StoreError: If the store cannot be written while adopting.
         """
-        return self._search(slot, fingerprint, adopting=True)
+        return self._search(slot, fingerprint, adopting=True, parents=parents)
 
     def look(self, slot: Slot, fingerprint: Fingerprint) -> Found:
         """Tells what `find` would return, and changes nothing in the store.
@@ -180,7 +188,7 @@ class Store:
                 tables=described,
                 policy_version=policy_version,
                 files=dict(sorted(files.items())),
-                parents=[Ref(**p.model_dump(include={*Ref.model_fields})) for p in parents],
+                parents=_plain(parents),
                 created_at=datetime.now(UTC),
                 seconds=seconds,
                 environment=Environment.current(fingerprint.libraries),
@@ -331,7 +339,14 @@ class Store:
         """
         return self._backend.lock_run(name)
 
-    def _search(self, slot: Slot, fingerprint: Fingerprint, *, adopting: bool) -> Found:
+    def _search(
+        self,
+        slot: Slot,
+        fingerprint: Fingerprint,
+        *,
+        adopting: bool,
+        parents: Sequence[Ref] | None = None,
+    ) -> Found:
         digest, expected = fingerprint.digest, None
         with self._backend.errors("use", slot.uri):
             here = self._backend.inspect(slot.uri)
@@ -350,20 +365,35 @@ class Store:
                 there = self._backend.inspect(uri).manifest
                 if there is None or there.fingerprint_digest != digest:
                     continue  # a hint from before: the result is elsewhere now, or nowhere
-                taken = self._take(uri, slot, there) if adopting else self._peek(uri, there)
+                if adopting:
+                    taken = self._take(uri, slot, there, parents)
+                else:
+                    taken = self._peek(uri, there)
                 if isinstance(taken, Manifest):
                     mended = f" ({problem} in its own slot)" if problem else ""
                     return Found(taken.output(slot.uri), f"{_origin(uri, there)}{mended}")
                 reasons.append(f"stored result in {uri}: {taken}")
         return Found(None, "; ".join(reasons), expected)
 
-    def _take(self, uri: str, slot: Slot, there: Manifest) -> Manifest | str:
+    def _take(
+        self, uri: str, slot: Slot, there: Manifest, parents: Sequence[Ref] | None = None
+    ) -> Manifest | str:
         """Takes a result of another place over; else returns what is wrong with it."""
-        values = {"slot": slot, "adopted_from": uri, "adopted_at": datetime.now(UTC)}
+        values: dict[str, object] = {
+            "slot": slot,
+            "adopted_from": uri,
+            "adopted_at": datetime.now(UTC),
+            "parents": there.parents if parents is None else _plain(parents),
+        }
         return self._backend.take(uri, there.model_copy(update=values))
 
     def _peek(self, uri: str, there: Manifest) -> Manifest | str:
         return self._backend.content_problem(uri, there) or there
+
+
+def _plain(refs: Sequence[Ref]) -> list[Ref]:
+    """Returns references without what tables and checkpoints add."""
+    return [Ref(**ref.model_dump(include={*Ref.model_fields})) for ref in refs]
 
 
 def _origin(uri: str, manifest: Manifest) -> str:

@@ -61,7 +61,7 @@ def problems_task(place: Place, content: str) -> StageRun:
         slot=place.slot("problems"),
         config={},
         inputs={"file": Ref(uri="elsewhere", name="file", digest=content, content=content)},
-        compute=lambda: WORK["compute"](),
+        compute=WORK["compute"],
     )
 
 
