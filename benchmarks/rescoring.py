@@ -1,8 +1,10 @@
 """How long new rewards for stored turns take: turn rewards, similarity, advantages, no rollout.
 
 Fills a store with generated rollouts as a training of one iteration would have left them, then
-computes the three stages anew from what is stored, in a process of its own: reading with
-verification, computing, validating and storing. Prints a table, or JSON with `--json`.
+runs `turnledger rerun turn_rewards --until advantages` with another penalty and another discount:
+the start of Prefect, taking the rollouts over, reading with verification, computing, validating,
+storing, and the comparison with the stored run that it ends with. Prints a table, or JSON with
+`--json`.
 
 Memory is told twice: of the process, and at the worst moment of it together with the processes
 in which math-verify runs. How many answers need those decides much of the time, so their share
@@ -20,24 +22,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 
 from benchmarks.ledger_rows import MAX_TURNS, ledger_rows
-from schemas.config import AdvantagesConfig, SimilarityConfig, TurnRewardsConfig
+from schemas.config import RunConfig
 from schemas.refs import Ref, TableRef
-from schemas.tables import Executions, Prompts, ShapedRewards, TurnRewards, Turns
-from stages.advantages import estimate_advantages
 from stages.grading import decide
-from stages.shards import take_shard
-from stages.similarity import shape_rewards
-from stages.turn_rewards import score_turns
-from storage import Fingerprint, Slot, Store
+from storage import Fingerprint, RunRecord, Slot, Store
+from storage.digests import json_digest
 
-RUN, BRANCH = "run", "branch"
-SHARDS_AT_ONCE = 2
+RUN = "run"
 
 
 def slot_of(run: str, stage: str, *, shard: int | None = None, turn: int | None = None) -> Slot:
@@ -58,12 +55,6 @@ def write(store: Store, slot: Slot, name: str, frame: pl.DataFrame, *inputs: Ref
     return output.tables[name]
 
 
-def stored(store: Store, slot: Slot, name: str) -> TableRef:
-    manifest = store.manifest(slot)
-    assert manifest is not None, slot.uri
-    return manifest.output(slot.uri).tables[name]
-
-
 def fill(path: Path, turns: int, shards: int, expressions_share: float) -> Mapping[str, int]:
     """Makes the store that a training would leave, and returns what is in it."""
     store = Store.open(path, create=True)
@@ -72,64 +63,31 @@ def fill(path: Path, turns: int, shards: int, expressions_share: float) -> Mappi
     for shard, rows in enumerate(parts):
         prompts.append(rows.prompts)
         for turn in range(MAX_TURNS):
-            now = pl.col("turn_index") == turn
+            this = pl.col("turn_index") == turn
             slot = slot_of(RUN, "rollout", shard=shard, turn=turn)
-            write(store, slot, "turns", rows.turns.filter(now))
+            write(store, slot, "turns", rows.turns.filter(this))
             if turn < MAX_TURNS - 1:
                 slot = slot_of(RUN, "execution", shard=shard, turn=turn)
-                write(store, slot, "executions", rows.executions.filter(now))
+                write(store, slot, "executions", rows.executions.filter(this))
         written += rows.turns.height
         answers = rows.turns.drop_nulls("answer").join(rows.prompts, on="task_id")
         pairs = answers.select("answer", "answer_right").unique()
         compared += sum(decide(*pair) is None for pair in pairs.iter_rows())
     write(store, slot_of(RUN, "prompts"), "prompts", pl.concat(prompts))
+    config = RunConfig().model_dump(mode="json")
+    now = datetime.now(UTC)
+    store.save_run(
+        RunRecord(
+            name=RUN,
+            config=config,
+            config_digest=json_digest(config),
+            created_at=now,
+            updated_at=now,
+            status="finished",
+            iterations_done=1,
+        )
+    )
     return {"turns": written, "groups": sum(map(len, prompts)), "math_verify_pairs": compared}
-
-
-# --- what is measured -------------------------------------------------------------------------
-
-
-def rescore(path: Path, shards: int) -> None:
-    """Computes the rewards of a store anew.
-
-    Stands for the rerun of the flows: this function, and only it, is to give way to that.
-    """
-    store = Store.open(path)
-    with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
-        refs = list(threads.map(lambda shard: _rescore_shard(store, shard, shards), range(shards)))
-    shaped = ShapedRewards.validate(pl.concat([store.read(ref) for ref in refs]))
-    advantages = estimate_advantages(shaped, AdvantagesConfig(gamma=0.95))
-    write(store, slot_of(BRANCH, "advantages"), "advantages", advantages, *refs)
-
-
-def _rescore_shard(store: Store, shard: int, shards: int) -> TableRef:
-    turns = [
-        stored(store, slot_of(RUN, "rollout", shard=shard, turn=turn), "turns")
-        for turn in range(MAX_TURNS)
-    ]
-    executions = [
-        stored(store, slot_of(RUN, "execution", shard=shard, turn=turn), "executions")
-        for turn in range(MAX_TURNS - 1)
-    ]
-    prompts = stored(store, slot_of(RUN, "prompts"), "prompts")
-    scored = score_turns(
-        take_shard(Prompts.validate(store.read(prompts)), shard, shards),
-        Turns.validate(pl.concat([store.read(ref) for ref in turns])),
-        Executions.validate(pl.concat([store.read(ref) for ref in executions])),
-        TurnRewardsConfig(),
-    )
-    slot = slot_of(BRANCH, "turn_rewards", shard=shard)
-    rewards = write(store, slot, "turn_rewards", scored, prompts, *turns, *executions)
-    shaped = shape_rewards(
-        Turns.validate(pl.concat([store.read(ref) for ref in turns])),
-        TurnRewards.validate(store.read(rewards)),
-        SimilarityConfig(),
-    )
-    slot = slot_of(BRANCH, "similarity", shard=shard)
-    return write(store, slot, "shaped_rewards", shaped, rewards, *turns)
-
-
-# --- how it is measured -----------------------------------------------------------------------
 
 
 class Watch:
@@ -180,10 +138,11 @@ def measure(folder: Path, turns: int, shards: int, share: float) -> dict[str, fl
     content = fill(folder, turns, shards, share)
     figures: dict[str, float] = {**content, "shards": shards}
     figures["making_the_store_s"] = time.perf_counter() - started
-    command = [sys.executable, "-m", "benchmarks.rescoring"]
-    command += ["--rescore", str(folder), "--shards", str(shards)]
+    command = [sys.executable, "-m", "flows.cli", "rerun", "turn_rewards", "--until", "advantages"]
+    command += ["--store", str(folder), "--from-run", RUN, "--iteration", "1", "--into", "branch"]
+    command += ["--set", "no_tool_penalty=-0.2", "--set", "advantages.gamma=0.95"]
     started = time.perf_counter()
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     watch = Watch(process.pid)
     _, status, usage = os.wait4(process.pid, 0)
     wall_s = time.perf_counter() - started
@@ -209,12 +168,8 @@ def main() -> None:
     parser.add_argument(
         "--expressions", type=float, default=0.05, help="share of groups for math-verify (0.05)"
     )
-    parser.add_argument("--rescore", type=Path, help="only compute, in a store made before")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    if arguments.rescore is not None:
-        rescore(arguments.rescore, arguments.shards)
-        return
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(
             Path(folder) / "store", arguments.turns, arguments.shards, arguments.expressions

@@ -4,7 +4,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -243,10 +243,12 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
     doing = "evaluation of" if is_evaluation else f"rerun of {scope.first} in"
     typer.echo(f"{doing} {source}, iteration {asked.iteration}, into {name}")
 
+    changes: list[dict[str, Any]] = []
+
     def work() -> None:
         from flows.rerun import rerun as rerun_flow
 
-        rerun_flow(
+        changes[:] = rerun_flow(
             *(opened.url, source, name, asked.iteration, scope.first),
             config=asked.config,
             until=parent.until,
@@ -257,20 +259,20 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
     record = opened.run_record(name)
     done = max(record.iterations_done, asked.iteration)
     opened.save_run(record.model_copy(update={"iterations_done": done}))
-    _tell_rerun(asked, name)
+    _tell_rerun(asked, name, changes)
 
 
-def _tell_rerun(asked: _Rerun, name: str) -> None:
+def _tell_rerun(asked: _Rerun, name: str, changes: list[dict[str, Any]]) -> None:
     """Says what a rerun changed, and where to look."""
     from flows.catalogue import STAGES
-    from flows.report import accuracy_by_iteration, accuracy_table, changes_of_advantages
+    from flows.report import accuracy_by_iteration, accuracy_table, changes_line
 
     url, scope = asked.store.url, asked.scope
     if scope.first == "evaluation":
         Console().print(accuracy_table(accuracy_by_iteration(url, name)))
         return
-    if scope.computes("advantages"):
-        typer.echo(changes_of_advantages(url, asked.source, name, asked.iteration))
+    if changes:
+        typer.echo(changes_line(changes[0], asked.iteration))
     typer.echo(f"before      {url}/run={asked.source}")
     typer.echo(f"after       {url}/run={name}")
     is_credited = scope.computes("advantages")

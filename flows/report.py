@@ -1,13 +1,12 @@
 """What a finished run looks like: accuracy by iteration as a table and as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from rich.table import Table
 
-from flows.compare import diff
 from schemas.refs import StageOutput
 from stages.evaluation import summarise
 from storage import Store, open_table
@@ -83,12 +82,16 @@ def draw_accuracy(accuracy: pl.DataFrame, title: str, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def changes_of_advantages(store: str | Path, before: str, after: str, iteration: int) -> str:
-    """Says in one line how the advantages of an iteration differ between two runs."""
-    counts = diff(store, before, after, iteration=iteration, largest=0).summary.row(0, named=True)
+def changes_line(summary: Mapping[str, Any], iteration: int) -> str:
+    """Says in one line how the advantages of an iteration differ between two runs.
+
+    Args:
+        summary: The row of all turns of `flows.compare.Diff.summary`.
+        iteration: Iteration that was compared.
+    """
     return (
-        f"advantages of iteration {iteration}: {counts['turns']} turns, "
-        f"{counts['changed']} changed, {counts['flips']} changed sign"
+        f"advantages of iteration {iteration}: {summary['turns']} turns, "
+        f"{summary['changed']} changed, {summary['flips']} changed sign"
     )
 
 

@@ -6,6 +6,8 @@ branch holds all that it builds on, so it can be trained on, exported, and outli
 which stays as it is.
 """
 
+from typing import Any
+
 from prefect import flow
 
 from flows.adoption import taken_over, taken_policy
@@ -47,7 +49,7 @@ def rerun(
     config: RunConfig,
     until: str | None = None,
     refresh: bool = False,
-) -> None:
+) -> list[dict[str, Any]]:
     """Computes a stage of an iteration, and what depends on it, in the run `into`.
 
     Args:
@@ -61,6 +63,10 @@ def rerun(
             that depends on it within the iteration; an evaluation only if there was one.
         refresh: Whether to compute the first stage even if its result is stored.
 
+    Returns:
+        How the advantages differ from those of the source, as rows of `flows.compare.Diff.summary`;
+        empty if they were not computed, or the source has none.
+
     Raises:
         StoreError: If the source lacks results that the rerun builds on.
     """
@@ -71,11 +77,14 @@ def rerun(
     with listening(log.note):
         rerunning(old, new, scope, config)
     publish_iteration(new, log.take(iteration))
-    if scope.computes("advantages") and source != into:
-        summary = diff(store, source, into, iteration=iteration).summary
-        publish_changes(new, summary.to_dicts(), source)
+    changes: list[dict[str, Any]] = []
+    had_credit = old.open().manifest(old.slot("advantages")) is not None
+    if scope.computes("advantages") and had_credit and source != into:
+        changes = diff(store, source, into, iteration=iteration, largest=0).summary.to_dicts()
+        publish_changes(new, changes, source)
     if new.open().manifest(new.of_evaluation().slot("evaluation")) is not None:
         publish_accuracy(new)
+    return changes
 
 
 def rerunning(old: Place, new: Place, scope: Scope, config: RunConfig) -> None:

@@ -3,7 +3,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.report import accuracy_by_iteration, accuracy_table, changes_of_advantages, draw_accuracy
+from flows.compare import diff
+from flows.report import accuracy_by_iteration, accuracy_table, changes_line, draw_accuracy
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -28,5 +29,6 @@ def test_picture_is_a_png(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_does_not_differ_from_itself(trained: Path) -> None:
-    told = changes_of_advantages(trained, "small", "small", 1)
+    summary = diff(trained, "small", "small", iteration=1).summary.row(0, named=True)
+    told = changes_line(summary, 1)
     assert told.endswith("0 changed, 0 changed sign")
