@@ -228,9 +228,14 @@ def check_format(content: bytes, store: str) -> None:
         written = json.loads(content)["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"damaged file {store}/{STORE_FILE}: it says no store format") from error
-    if not isinstance(written, int) or written > STORE_FORMAT:
+    if isinstance(written, int) and written < STORE_FORMAT:
         raise StoreError(
-            f"store {store} has format {written}, this version reads up to {STORE_FORMAT}: "
+            f"store {store} has format {written} of an early version, this one has "
+            f"{STORE_FORMAT}: train again in another folder"
+        )
+    if written != STORE_FORMAT:
+        raise StoreError(
+            f"store {store} has format {written}, this version reads {STORE_FORMAT}: "
             "upgrade turnledger"
         )
 

@@ -26,8 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.errors import StoreError
 
-STORE_FORMAT = 1
-"""Newest layout that this version reads, and the one that it writes."""
+STORE_FORMAT = 2
+"""The layout of a store that this version reads and writes.
+
+Format 1, of the first weeks, had one slot a batch for rewards, and no content digests.
+"""
 STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.json"
 POLICY_FOLDER = "policy"

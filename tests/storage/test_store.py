@@ -61,8 +61,14 @@ def test_open_refuses_a_file(tmp_path: Path) -> None:
 
 
 def test_open_refuses_a_newer_format(store: Store) -> None:
-    (store.root / "store.json").write_text('{"format": 2}')
-    with pytest.raises(StoreError, match="format 2, this version reads up to 1: upgrade"):
+    (store.root / "store.json").write_text('{"format": 3}')
+    with pytest.raises(StoreError, match="format 3, this version reads 2: upgrade"):
+        Store.open(store.root)
+
+
+def test_open_refuses_the_format_of_an_early_version(store: Store) -> None:
+    (store.root / "store.json").write_text('{"format": 1}')
+    with pytest.raises(StoreError, match="format 1 of an early version.*train again"):
         Store.open(store.root)
 
 
