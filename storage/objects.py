@@ -62,7 +62,7 @@ class Objects:
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
-        self.endpoint = os.environ.get("AWS_ENDPOINT_URL") or None
+        self.endpoint = _usable_endpoint(os.environ.get("AWS_ENDPOINT_URL"))
         self._bucket = bucket
         with self._told("open store", ""):
             self._store = S3Store(
@@ -206,6 +206,20 @@ def allows_http(endpoint: str | None) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _usable_endpoint(endpoint: str | None) -> str | None:
+    """Returns the endpoint that the environment names; the client panics at some others."""
+    if not endpoint:
+        return None
+    parts = urlsplit(endpoint)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise StoreError(f"AWS_ENDPOINT_URL={endpoint} is no address: write http(s)://host:port")
+    if parts.scheme == "http" and not allows_http(endpoint):
+        raise StoreError(
+            f"AWS_ENDPOINT_URL={endpoint} is not encrypted: take https, or set AWS_ALLOW_HTTP=true"
+        )
+    return endpoint
 
 
 def in_parallel(function: Callable[[In], Out], values: Sequence[In]) -> list[Out]:

@@ -325,6 +325,18 @@ def test_open_refuses_what_is_no_address(s3: str, url: str) -> None:
         Store.open(url)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "says"),
+    [("127.0.0.1:9000", "is no address"), ("http://192.0.2.1:9000", "is not encrypted")],
+)
+def test_open_refuses_an_endpoint_that_cannot_be_meant(
+    s3: str, monkeypatch: pytest.MonkeyPatch, endpoint: str, says: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(StoreError, match=f"^AWS_ENDPOINT_URL={endpoint} {says}: .*$"):
+        Store.open(s3)
+
+
 def test_a_missing_bucket_is_one_line(s3: str) -> None:
     with pytest.raises(StoreError, match=r"^no bucket absent at http.*: make it, or check .*$"):
         Store.open("s3://absent/store", create=True)
