@@ -37,7 +37,10 @@ def folder_digest(path: Path) -> str:
 
 
 def digest_of_files(digests: Mapping[str, str]) -> str:
-    """Returns the digest of a folder whose files (relative name to digest) are known."""
+    """Returns the digest of a folder whose files (relative name to digest) are known.
+
+    It is that of the bytes which `canonical_json` makes of them.
+    """
     return json_digest(digests)
 
 
@@ -47,7 +50,12 @@ def files_below(folder: Path) -> list[str]:
 
 
 def json_digest(value: Any) -> str:
-    """Returns the digest of a JSON value, whatever the order of its keys.
+    """Returns the digest of a JSON value, whatever the order of its keys; fails as its bytes do."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """Returns a JSON value as bytes, the same ones whatever the order of its keys.
 
     Raises:
         TypeError: If the value is no JSON.
@@ -56,4 +64,4 @@ def json_digest(value: Any) -> str:
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return text.encode("utf-8", "surrogatepass")

@@ -12,7 +12,11 @@ run=<run>/iteration=0003/split=train/stage=rollout/shard=00/turn=0/   a slot
     policy/                    a checkpoint, where the stage makes one
     manifest.json
 
-A `uri` is a place relative to the store, with `/` between its parts.
+A `uri` is a place relative to the store, with `/` between its parts. In a bucket a result is its
+manifest alone; the bytes of all files, and the list of files of a checkpoint, are stored once:
+
+blobs/<d[:2]>/<digest>         bytes, named by their SHA-256
+run=<run>/lease.json           who trains the run
 """
 
 import re
@@ -73,6 +77,11 @@ def replaced_uri(fingerprint: str) -> str:
     return f"{REPLACED}/{fingerprint}"
 
 
+def blob_uri(digest: str) -> str:
+    """Returns where the bytes of a digest are in a bucket."""
+    return f"blobs/{digest[:2]}/{digest}"
+
+
 def run_uri(run: str) -> str:
     """Returns where everything of a run is.
 
@@ -80,6 +89,11 @@ def run_uri(run: str) -> str:
         StoreError: If the name cannot be used.
     """
     return f"run={check_run_name(run)}"
+
+
+def lease_uri(run: str) -> str:
+    """Returns where a bucket tells who trains a run."""
+    return f"{run_uri(run)}/lease.json"
 
 
 def record_uri(run: str) -> str:

@@ -78,6 +78,10 @@ class Store:
             StoreError: If there is no store and `create` is false, if the place holds
                 something else, cannot be reached, or if a newer version wrote the store.
         """
+        if isinstance(path, str) and path.startswith("s3://"):
+            from storage.bucket import Bucket  # takes its time, and few need it
+
+            return cls(Bucket.open(path, create=create, verify=verify))
         return cls(Folder.open(Path(path), create=create, verify=verify))
 
     @property
@@ -193,7 +197,8 @@ class Store:
                 newer version, or by an older one from which no upgrade leads on.
         """
         check_version(ref.name, ref.schema_version, ref.uri)
-        return read_typed(ref.name, self.path(ref), ref.schema_version)
+        with self._backend.errors("read", ref.uri):
+            return read_typed(ref.name, self.path(ref), ref.schema_version)
 
     def scan(self, ref: TableRef) -> pl.LazyFrame:
         """Opens a table without reading it into memory; verified as in `read`.

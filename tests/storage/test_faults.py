@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from processes import WRITER, heard, say
 from storage_builders import fingerprint, slot, updates
 
 from schemas.errors import StoreError
@@ -19,40 +20,10 @@ from storage import Store
 Put = Callable[..., StageOutput]
 Start = Callable[..., subprocess.Popen[str]]
 
-WRITER = """
-import sys
-from pathlib import Path
-from storage import Store
-from storage_builders import fingerprint, slot, updates
-
-def write_policy(folder):
-    for part in range(20):
-        (folder / f"part{part}").write_bytes(b"x" * 200_000)
-
-store = Store.open(sys.argv[1], create=True)
-frame = updates(rows=20_000, loss=float(sys.argv[2]))
-print("ready", flush=True)
-sys.stdin.readline()
-output = store.write(slot(), fingerprint(seed=int(sys.argv[3])), tables={"updates": frame},
-    checkpoint_writer=write_policy, policy_version=1, seconds=0, parents=[])
-print(output.tables["updates"].digest, flush=True)
-"""
-
-
-def say(process: subprocess.Popen[str], text: str = "go") -> None:
-    assert process.stdin is not None
-    process.stdin.write(f"{text}\n")
-    process.stdin.flush()
-
-
-def heard(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
 KILLED_AT_EVERY_STEP = """
 import os, signal, sys
 from storage import Store
+from processes import WRITER, heard, say
 from storage_builders import fingerprint, slot, updates
 
 def kill_before(step):
@@ -250,6 +221,7 @@ AS_NOBODY = """
 import os, sys
 from schemas.errors import StoreError
 from storage import Store
+from processes import WRITER, heard, say
 from storage_builders import fingerprint, slot, updates
 if os.geteuid() == 0:
     os.setgid(65534)

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from places import deleted, on_both, spoil, state_of
 from storage_builders import fingerprint, slot, updates
 
 from schemas.errors import StoreError
 from schemas.refs import StageOutput
 from storage import Store
-from storage.digests import folder_digest
 
 Put = Callable[..., StageOutput]
 
@@ -36,39 +36,42 @@ def replaced(store: Store, put: Put) -> None:
 
 
 def damaged(store: Store, put: Put) -> None:
-    (store.root / put().tables["updates"].uri).write_bytes(b"damaged")
+    spoil(store, put().tables["updates"])
 
 
 def damaged_elsewhere(store: Store, put: Put) -> None:
-    ref = put(slot(run="other")).tables["updates"]
-    (store.root / ref.uri).write_bytes(b"damaged")
+    spoil(store, put(slot(run="other")).tables["updates"])
 
 
 STATES = [empty, unchanged, changed, elsewhere, replaced, damaged, damaged_elsewhere]
 
 
 @pytest.mark.parametrize("state", STATES)
+@on_both
 def test_look_changes_nothing(store: Store, put: Put, state: Callable[..., None]) -> None:
     state(store, put)
-    before = folder_digest(store.root)
+    before = state_of(store)
     store.look(slot(), fingerprint())
-    assert folder_digest(store.root) == before
+    assert state_of(store) == before
 
 
 @pytest.mark.parametrize("state", STATES)
+@on_both
 def test_look_tells_what_find_does(store: Store, put: Put, state: Callable[..., None]) -> None:
     state(store, put)
     assert store.look(slot(), fingerprint()) == store.find(slot(), fingerprint())
 
 
+@on_both
 def test_look_tells_damage_from_change(store: Store, put: Put) -> None:
     output = put()
     assert store.look(slot(), fingerprint(seed=1)).expected is None
-    (store.root / output.tables["updates"].uri).unlink()
+    spoil(store, output.tables["updates"], deleted)
     found = store.look(slot(), fingerprint())
     assert (found.output, found.expected) == (None, output)
 
 
+@on_both
 def test_results_gives_every_result_with_its_slot(store: Store, put: Put) -> None:
     slots = [slot(run=run, shard=shard) for run in ("a", "b") for shard in range(2)]
     for number, place in enumerate(slots):
@@ -86,12 +89,14 @@ def test_results_leaves_out_a_damaged_manifest(store: Store, put: Put) -> None:
     assert [uri for uri, _ in store.results()] == [slot(run="b").uri]
 
 
+@on_both
 def test_has_results_asks_for_one_run(store: Store, put: Put) -> None:
     put()
     assert [store.has_results(run) for run in ("demo", "other")] == [True, False]
 
 
 @pytest.mark.parametrize("question", [Store.has_run, Store.has_results])
+@on_both
 def test_questions_refuse_names_that_no_run_has(
     store: Store, question: Callable[[Store, str], bool]
 ) -> None:

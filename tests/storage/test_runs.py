@@ -4,6 +4,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from places import on_both
+from processes import heard
 
 from schemas.errors import StoreError
 from storage import RunParent, RunRecord, Store
@@ -28,17 +30,14 @@ def record(name: str = "demo", **parts: object) -> RunRecord:
     )
 
 
-def heard(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
+@on_both
 def test_runs_returns_saved_records_by_name(store: Store) -> None:
     parent = RunParent(run="a", iteration=2, stage="advantages", overrides=["advantages.gamma=1"])
     saved = [store.save_run(record("b", parent=parent)), store.save_run(record("a"))]
     assert store.runs() == saved[::-1]
 
 
+@on_both
 def test_save_run_replaces_and_notes_the_time(store: Store) -> None:
     first = store.save_run(record(iterations_done=1))
     second = store.save_run(first.model_copy(update={"iterations_done": 2}))
@@ -46,6 +45,7 @@ def test_save_run_replaces_and_notes_the_time(store: Store) -> None:
     assert second.updated_at > first.updated_at
 
 
+@on_both
 def test_run_record_names_the_known_runs(store: Store) -> None:
     store.save_run(record("a"))
     with pytest.raises(StoreError, match=r"run demo is not in .*; known runs: a"):
@@ -70,6 +70,7 @@ def test_runs_goes_on_where_a_record_is_damaged(store: Store) -> None:
     assert [store.has_run(name) for name in ("b", "d")] == [True, False]
 
 
+@on_both
 def test_a_run_is_known_by_its_record(store: Store, put: Callable[..., object]) -> None:
     put()
     assert (store.run_names(), store.has_run("demo")) == ([], False)
@@ -85,22 +86,25 @@ def test_save_run_notes_a_later_time_after_the_clock_was_set_back(store: Store) 
     assert store.save_run(record("a")).updated_at > newer.updated_at
 
 
+@on_both
 def test_lock_run_refuses_a_second_process_by_pid(store: Store, start: Start) -> None:
-    holder = start(HOLDER, store.root)
+    holder = start(HOLDER, store.url)
     assert heard(holder) == "held"
     message = rf"run demo is being trained by another process \(pid {holder.pid}\)"
     with pytest.raises(StoreError, match=message), store.lock_run("demo"):
         pass
 
 
+@on_both
 def test_lock_run_does_not_hold_other_runs(store: Store, start: Start) -> None:
-    assert heard(start(HOLDER, store.root)) == "held"
+    assert heard(start(HOLDER, store.url)) == "held"
     with store.lock_run("other"):
         pass
 
 
+@on_both
 def test_lock_run_ends_with_a_killed_process(store: Store, start: Start) -> None:
-    holder = start(HOLDER, store.root)
+    holder = start(HOLDER, store.url)
     assert heard(holder) == "held"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -108,15 +112,17 @@ def test_lock_run_ends_with_a_killed_process(store: Store, start: Start) -> None
         pass
 
 
+@on_both
 def test_lock_run_can_be_taken_again_after_release(store: Store) -> None:
     for _ in range(2):
         with store.lock_run("demo"):
             pass
 
 
+@on_both
 def test_running_run_of_a_killed_process_is_interrupted(store: Store, start: Start) -> None:
     store.save_run(record(status="running"))
-    holder = start(HOLDER, store.root)
+    holder = start(HOLDER, store.url)
     assert heard(holder) == "held"
     assert [run.status for run in store.runs()] == ["running"]
     holder.kill()

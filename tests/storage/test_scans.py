@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from places import on_both
 from storage_builders import fingerprint, slot, turns, updates
 
 import storage
@@ -40,10 +41,11 @@ def test_hive_scan_reads_a_whole_run(store: Store) -> None:
     assert keys == [(i, s, t, f"task{s}") for i in range(2) for s in range(2) for t in range(2)]
 
 
+@on_both
 def test_open_table_gives_run_iteration_and_the_schema(store: Store) -> None:
     put_run(store, "7")
     put_run(store, "other")
-    frame = storage.open_table(store.root, "7", "turns").collect()
+    frame = storage.open_table(store.url, "7", "turns").collect()
     expected = {"run": pl.String, "iteration": pl.Int32, **pl.Schema(TABLES["turns"].schema)}
     assert dict(frame.schema) == expected
     assert frame.select("run", "iteration", "task_id", "turn_index").rows() == [
@@ -51,9 +53,10 @@ def test_open_table_gives_run_iteration_and_the_schema(store: Store) -> None:
     ]
 
 
+@on_both
 def test_open_table_reads_an_evaluation(store: Store) -> None:
     put_run(store)
-    frame = storage.open_table(str(store.root), "demo", "turns", split="evaluation").collect()
+    frame = storage.open_table(store.url, "demo", "turns", split="evaluation").collect()
     assert frame["task_id"].to_list() == ["held_out"]
 
 
@@ -65,43 +68,49 @@ def test_open_table_works_below_folders_that_look_like_globs_and_partitions(
     assert storage.open_table(store.root, "demo", "updates").collect().height == 4
 
 
+@on_both
 def test_open_table_puts_tables_of_different_depth_together(store: Store, put: Put) -> None:
     put(slot(iteration=0, shard=1), fingerprint(seed=1))
     put(slot(iteration=1), fingerprint(seed=2))
-    frame = storage.open_table(store.root, "demo", "updates").collect()
+    frame = storage.open_table(store.url, "demo", "updates").collect()
     assert sorted(frame["iteration"].unique()) == [0, 1]
 
 
+@on_both
 def test_open_table_names_the_known_runs(store: Store) -> None:
     put_run(store)
     with pytest.raises(StoreError, match=r"run other is not in .*; known runs: demo"):
-        storage.open_table(store.root, "other", "turns")
+        storage.open_table(store.url, "other", "turns")
 
 
+@on_both
 def test_open_table_names_the_known_tables(store: Store) -> None:
     put_run(store)
     with pytest.raises(StoreError, match=r"table turn is unknown; known tables: .*turns"):
-        storage.open_table(store.root, "demo", "turn")
+        storage.open_table(store.url, "demo", "turn")
 
 
+@on_both
 def test_open_table_tells_that_there_is_nothing_yet(store: Store) -> None:
     put_run(store)
     with pytest.raises(StoreError, match="run demo has no table advantages of split train yet"):
-        storage.open_table(store.root, "demo", "advantages")
+        storage.open_table(store.url, "demo", "advantages")
 
 
+@on_both
 def test_open_table_refuses_an_unknown_split(store: Store) -> None:
     put_run(store)
     with pytest.raises(StoreError, match="split test is unknown; known splits: train, evaluation"):
-        storage.open_table(store.root, "demo", "turns", split="test")
+        storage.open_table(store.url, "demo", "turns", split="test")
 
 
+@on_both
 def test_open_table_asks_which_of_two_stages(store: Store, put: Put) -> None:
     put()
     put(slot("cold_start"), fingerprint(seed=1), frame=updates(rows=5))
     with pytest.raises(StoreError, match="stages cold_start, optimisation: name one"):
-        storage.open_table(store.root, "demo", "updates")
-    one = storage.open_table(store.root, "demo", "updates", stage="cold_start")
+        storage.open_table(store.url, "demo", "updates")
+    one = storage.open_table(store.url, "demo", "updates", stage="cold_start")
     assert one.collect().height == 5
 
 

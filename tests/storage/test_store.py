@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import deleted, on_both, spoil
 from polars.testing import assert_frame_equal
 from storage_builders import fingerprint, slot, turns, updates
 
@@ -70,9 +71,10 @@ def test_open_refuses_a_place_below_a_partition(tmp_path: Path) -> None:
         Store.open(tmp_path / "run=old" / "store", create=True)
 
 
+@on_both
 def test_open_twice_is_the_same_store(store: Store, put: Put) -> None:
     put()
-    assert Store.open(store.root, create=True).find(slot(), fingerprint()).is_hit
+    assert Store.open(store.url, create=True).find(slot(), fingerprint()).is_hit
 
 
 def test_open_removes_what_died_a_day_ago(store: Store) -> None:
@@ -84,23 +86,27 @@ def test_open_removes_what_died_a_day_ago(store: Store) -> None:
     assert [p.name for p in (store.root / "tmp").iterdir()] == ["new"]
 
 
+@on_both
 def test_find_in_an_empty_slot_is_a_first_run(store: Store) -> None:
     found = store.find(slot(), fingerprint())
     assert (found.is_hit, found.reason) == (False, "first run")
 
 
+@on_both
 def test_find_hits_an_equal_fingerprint(store: Store, put: Put) -> None:
     output = put()
     found = store.find(slot(), fingerprint())
     assert (found.output, found.reason) == (output, "unchanged")
 
 
+@on_both
 def test_find_tells_why_a_stored_result_does_not_do(store: Store, put: Put) -> None:
     put()
     found = store.find(slot(), fingerprint(config={"gamma": 0.95}, seed=1))
     assert (found.output, found.reason) == (None, "config gamma: 0.9 -> 0.95; seed 0 -> 1")
 
 
+@on_both
 def test_write_gives_references_that_tell_rows_and_version(put: Put) -> None:
     ref = put(frame=updates(rows=3)).tables["updates"]
     assert ref.uri == "run=demo/iteration=0003/split=train/stage=optimisation/updates.parquet"
@@ -152,6 +158,7 @@ def test_content_counts_all_but_what_was_measured(put: Put, column: str) -> None
     assert (one.content == other.content) == (column == "seconds")
 
 
+@on_both
 def test_content_is_the_digest_where_nothing_is_measured(store: Store) -> None:
     tables = {"turns": turns(("a", 0, 0))}
     output = store.write(slot(), fingerprint(), tables=tables, seconds=0, parents=[])
@@ -182,6 +189,7 @@ def test_write_refuses_an_unknown_table(store: Store) -> None:
         store.write(slot(), fingerprint(), tables={"losses": updates()}, seconds=0, parents=[])
 
 
+@on_both
 def test_write_gives_equal_bytes_for_equal_frames(put: Put) -> None:
     frame = updates(rows=200_000)
     first = put(slot(iteration=0), fingerprint(seed=1), frame=frame)
@@ -196,6 +204,7 @@ def test_write_keeps_the_replaced_result(store: Store, put: Put) -> None:
     assert [pl.read_parquet(p)["loss"][0] for p in replaced.rglob("*.parquet")] == [0.1]
 
 
+@on_both
 def test_find_takes_back_a_replaced_result(store: Store, put: Put) -> None:
     put(frame=updates(loss=0.1))
     put(of=fingerprint(seed=1), frame=updates(loss=0.2))
@@ -253,13 +262,13 @@ def test_find_adopts_by_copy_where_links_are_refused(
     assert store.find(slot(run="other"), fingerprint()).is_hit
 
 
+@on_both
 def test_find_does_not_adopt_a_damaged_result(store: Store, put: Put) -> None:
-    ref = put().tables["updates"]
-    (store.root / ref.uri).write_bytes(b"damaged")
+    spoil(store, put().tables["updates"])
     found = store.find(slot(run="other"), fingerprint())
     assert found.output is None
     assert found.reason == f"first run; stored result in {slot().uri}: damaged file updates.parquet"
-    assert not (store.root / slot(run="other").uri).exists()
+    assert not store.has_results("other")
 
 
 def test_find_does_not_trust_a_wrong_hint(store: Store, put: Put) -> None:
@@ -309,8 +318,9 @@ def test_find_and_path_see_a_flipped_bit(store: Store, file: str) -> None:
         store.path(checkpoint if "policy" in file else ref.tables["updates"])
 
 
+@on_both
 def test_write_mends_a_damaged_slot(store: Store, put: Put) -> None:
-    flip_a_bit(store.root / put().tables["updates"].uri)
+    spoil(store, put().tables["updates"])
     put()
     assert store.find(slot(), fingerprint()).reason == "unchanged"
 
@@ -330,6 +340,7 @@ def test_find_mends_a_damaged_slot_from_another_run(
     )
 
 
+@on_both
 def test_write_keeps_an_equal_right_result(store: Store, put: Put) -> None:
     first = put(frame=updates(loss=0.1))
     assert put(frame=updates(loss=0.2)) == first
@@ -342,9 +353,10 @@ def test_write_replaces_an_equal_result_when_asked(store: Store, put: Put) -> No
     assert len(list((store.root / "replaced" / fingerprint().digest).iterdir())) == 1
 
 
+@on_both
 def test_read_refuses_a_missing_file(store: Store, put: Put) -> None:
     ref = put().tables["updates"]
-    (store.root / ref.uri).unlink()
+    spoil(store, ref, deleted)
     with pytest.raises(StoreError, match=r"missing file .*updates\.parquet"):
         store.read(ref)
 
@@ -356,6 +368,7 @@ def test_read_tells_a_replaced_result_from_a_damaged_one(store: Store, put: Put)
         store.read(ref)
 
 
+@on_both
 def test_read_and_scan_refuse_a_newer_schema(store: Store, put: Put) -> None:
     newer = put().tables["updates"].model_copy(update={"schema_version": 2})
     for verb in (store.read, store.scan):
@@ -363,6 +376,7 @@ def test_read_and_scan_refuse_a_newer_schema(store: Store, put: Put) -> None:
             verb(newer)
 
 
+@on_both
 def test_scan_reads_what_was_written(store: Store, put: Put) -> None:
     assert_frame_equal(store.scan(put().tables["updates"]).collect(), updates())
 

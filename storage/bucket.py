@@ -1,0 +1,340 @@
+"""A store in a bucket of an object store.
+
+A result is its manifest, put last and in one request, on condition that nobody changed the slot
+since it was looked at. Its bytes are blobs named by their digest, uploaded before, which nobody
+sees without a manifest and which no other content ever replaces. So publishing is one atomic put,
+adopting is one more manifest, and a killed upload leaves nothing to be seen.
+
+Blobs that no manifest names any more are not removed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from schemas.errors import StoreError
+from schemas.refs import CheckpointRef, Ref
+from storage import lease
+from storage.cache import Cache
+from storage.digests import canonical_json, json_digest
+from storage.files import disk_errors
+from storage.folder import check_format
+from storage.layout import (
+    MANIFEST_FILE,
+    POLICY_FOLDER,
+    STORE_FILE,
+    STORE_FORMAT,
+    blob_uri,
+    check_uri,
+    index_uri,
+    lease_uri,
+    record_uri,
+    replaced_uri,
+    run_uri,
+)
+from storage.manifests import Inspection, Manifest, parsed
+from storage.objects import Object, Objects, allows_http, in_parallel
+from storage.verification import BLOCK_BYTES, StoredFile, Verify, described_bytes, drawn_blocks
+
+_ATTEMPTS = 20
+"""Conflicts over one slot that are sat out; each means that another writer got through."""
+_WITHOUT_MANIFEST = "unknown"
+"""Stands for the fingerprint of a replaced result whose manifest cannot be read."""
+_SCAN_VARIABLES = (
+    *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    *("AWS_SESSION_TOKEN", "AWS_REGION"),
+)
+
+
+class Bucket:
+    """Keeps results and run records in a bucket; see `Backend`."""
+
+    def __init__(self, objects: Objects, cache: Cache, verify: Verify) -> None:
+        self._objects, self._cache = objects, cache
+        self._verify: Verify = verify
+        self._held: dict[str, lease.Held] = {}
+
+    @classmethod
+    def open(cls, url: str, *, create: bool, verify: Verify) -> "Bucket":
+        """Opens the store at `s3://bucket/prefix`, or makes an empty one; see `Store.open`."""
+        parts = urlsplit(url)
+        if not parts.netloc or parts.query or parts.fragment or ".." in parts.path.split("/"):
+            raise StoreError(f"{url} is no address of a store: write s3://bucket/prefix")
+        objects = Objects(parts.netloc, parts.path.strip("/"))
+        written = objects.get(STORE_FILE)
+        if written is None:
+            if entries := objects.names():
+                raise StoreError(
+                    f"{url} is no store and not empty ({entries[0]}): name another place"
+                )
+            if not create:
+                raise StoreError(f"no store at {url}: `turnledger train --store {url}` makes one")
+            content = json.dumps({"format": STORE_FORMAT}).encode()
+            objects.create(STORE_FILE, content)
+            written = Object(content, "")
+        check_format(written.content, objects.url)
+        with disk_errors("open the cache of", Path(objects.url)):
+            return cls(objects, Cache.of_user(), verify)
+
+    @property
+    def url(self) -> str:
+        """Address of the store, `s3://bucket/prefix`."""
+        return self._objects.url
+
+    @property
+    def scan_options(self) -> dict[str, str]:
+        """Endpoint and keys of the environment, for polars."""
+        options = {"aws_allow_http": str(allows_http(self._objects.endpoint)).lower()}
+        named = {name: os.environ.get(name) for name in _SCAN_VARIABLES}
+        return options | {name.lower(): value for name, value in named.items() if value}
+
+    def address(self, uri: str) -> str:
+        """Returns the full address of a `uri`."""
+        return f"{self.url}/{check_uri(uri)}".rstrip("/")
+
+    @contextmanager
+    def errors(self, action: str, uri: str) -> Iterator[None]:
+        """Turns errors of the local file system into one line; those of the bucket are already."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            what = f"{error.filename}: {reason}" if error.filename else reason
+            raise StoreError(f"cannot {action} {self.address(uri)}: {what}") from error
+
+    def inspect(self, uri: str) -> Inspection:
+        """Reads the manifest of a result."""
+        present = self._objects.get(_manifest_uri(uri))
+        return Inspection(None, None) if present is None else parsed(present.content)
+
+    def inspect_all(self, uris: Sequence[str]) -> list[Inspection]:
+        """Reads several manifests at once."""
+        return in_parallel(self.inspect, uris)
+
+    def content_problem(self, uri: str, manifest: Manifest) -> str | None:
+        """Returns what is wrong with the blobs of a result, or null if they are right."""
+        files = sorted((manifest.files | _listing(manifest)).items())
+        problems = in_parallel(lambda file: self._blob_problem(file[1]), files)
+        for (name, _), problem in zip(files, problems, strict=True):
+            if problem is not None:
+                return f"{problem} file {name}"
+        return None
+
+    def candidates(self, fingerprint: str, slot: str) -> list[str]:
+        """Returns the places besides the slot that may hold a result, the index's hint first."""
+        keys = self._objects.keys(replaced_uri(fingerprint))
+        replaced = [key.removesuffix(f"/{MANIFEST_FILE}") for key in reversed(keys)]
+        hinted = self._hint(fingerprint)
+        uris = [hinted, *replaced] if hinted is not None else replaced
+        return [uri for uri in dict.fromkeys(uris) if uri != slot]
+
+    def note(self, fingerprint: str, uri: str) -> None:
+        """Notes where a fingerprint is, unless there is a note."""
+        self._objects.create(index_uri(fingerprint), _hint_to(uri))
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """Gives an empty folder in the local cache."""
+        return self._cache.staging()
+
+    def publish(self, staged: Path, manifest: Manifest, *, replace: bool) -> Manifest:
+        """Uploads the files of a result, and its manifest last.
+
+        Blobs that are there already are put again: one of them may be damaged.
+        """
+        for name, file in manifest.files.items():
+            self._objects.put(blob_uri(file.digest), staged / name)
+        for file in _listing(manifest).values():
+            self._objects.put(blob_uri(file.digest), canonical_json(_listed(manifest)))
+        return self._settle(manifest, replace=replace)
+
+    def take(self, uri: str, manifest: Manifest) -> Manifest | str:
+        """Gives a slot a manifest that names the blobs of another result."""
+        return self.content_problem(uri, manifest) or self._settle(manifest, replace=False)
+
+    def fetch(self, ref: Ref) -> Path:
+        """Returns a verified copy in the local cache."""
+        check_uri(ref.uri)
+        with self.errors("read", ref.uri):
+            download = partial(self._download, ref)
+            if not isinstance(ref, CheckpointRef):
+                return self._cache.file(ref.digest, download)
+            listed = json.loads(self._cache.file(ref.digest, download).read_bytes())
+            return self._cache.folder(ref.digest, listed, download)
+
+    def source(self, uri: str, table: str, manifest: Manifest) -> str:
+        """Returns the address of a table's blob."""
+        return self.address(blob_uri(manifest.files[f"{table}.parquet"].digest))
+
+    def runs(self) -> list[str]:
+        """Returns the names of all runs of which there is anything, sorted."""
+        names = self._objects.names()
+        return [name.removeprefix("run=") for name in names if name.startswith("run=")]
+
+    def slots(self, run: str, table: str | None = None) -> list[str]:
+        """Returns the slots of a run, sorted; only their manifests tell which tables they hold."""
+        keys = self._objects.keys(run_uri(run))
+        end = f"/{MANIFEST_FILE}"
+        return sorted(key.removesuffix(end) for key in keys if key.endswith(end))
+
+    def read_record(self, run: str) -> bytes | None:
+        """Returns the record of a run; null without one."""
+        present = self._objects.get(record_uri(run))
+        return None if present is None else present.content
+
+    def write_record(self, run: str, values: Mapping[str, object]) -> None:
+        """Replaces the record of a run; refused once this process lost its hold on the run."""
+        held = self._held.get(run)
+        if held is not None and held.is_lost:
+            raise StoreError(
+                f"run {run} was taken over by another process, as this one was not heard of for "
+                f"{lease.LEASE_S:.0f} s: leave it to that one, or run the same again later"
+            )
+        content = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        self._objects.put(record_uri(run), content.encode())
+
+    @contextmanager
+    def lock_run(self, run: str) -> Iterator[None]:
+        """Holds a run by a lease; see `storage.lease`."""
+        with lease.hold(self._objects, lease_uri(run), run) as held:
+            self._held[run] = held
+            try:
+                yield
+            finally:
+                del self._held[run]
+
+    def is_locked(self, run: str) -> bool:
+        """Says whether a process holds the run; see `lease.is_held` for what cannot be told."""
+        return lease.is_held(self._objects, lease_uri(run))
+
+    def _settle(self, manifest: Manifest, *, replace: bool) -> Manifest:
+        """Puts a manifest whose blobs are there, unless the slot has a right one already."""
+        uri, fingerprint = manifest.slot.uri, manifest.fingerprint_digest
+        content = (manifest.model_dump_json(indent=2) + "\n").encode()
+        for _ in range(_ATTEMPTS):
+            present = self._objects.get(_manifest_uri(uri))
+            there = None if present is None else parsed(present.content).manifest
+            if (
+                not replace
+                and there is not None
+                and there.fingerprint_digest == fingerprint
+                and self.content_problem(uri, there) is None
+            ):
+                self._objects.put(index_uri(fingerprint), _hint_to(uri))
+                return there
+            if self._exchange(uri, content, present, manifest, there):
+                self._objects.put(index_uri(fingerprint), _hint_to(uri))
+                return manifest
+        raise StoreError(
+            f"cannot write {self.address(uri)}: other processes replaced it {_ATTEMPTS} times "
+            "meanwhile: let one of them have the slot"
+        )
+
+    def _exchange(
+        self,
+        uri: str,
+        content: bytes,
+        present: Object | None,
+        manifest: Manifest,
+        there: Manifest | None,
+    ) -> bool:
+        """Puts a manifest in place of what was seen in a slot; false if that has changed."""
+        key = _manifest_uri(uri)
+        if present is None:
+            return self._objects.create(key, content) is not None
+        if present.content == content:
+            return True  # our own put, whose answer was lost
+        is_same = (
+            there is not None
+            and there.fingerprint_digest == manifest.fingerprint_digest
+            and there.files == manifest.files
+        )
+        if not is_same:
+            self._keep(present, there, uri)
+        return self._objects.exchange(key, content, present.etag) is not None
+
+    def _keep(self, present: Object, there: Manifest | None, uri: str) -> None:
+        """Puts a manifest that is about to be replaced among the replaced ones.
+
+        Before it is replaced: a process killed in between leaves it in both places.
+        """
+        if there is None:
+            fingerprint, name = _WITHOUT_MANIFEST, hashlib.sha256(present.content).hexdigest()
+        else:
+            files = {name: file.digest for name, file in there.files.items()}
+            fingerprint, name = there.fingerprint_digest, json_digest(files)
+        kept = f"{replaced_uri(fingerprint)}/{name[:16]}"
+        self._objects.put(_manifest_uri(kept), present.content)
+        if there is not None and self._hint(fingerprint) == uri:
+            self._objects.put(index_uri(fingerprint), _hint_to(kept))
+
+    def _hint(self, fingerprint: str) -> str | None:
+        noted = self._objects.get(index_uri(fingerprint))
+        if noted is None:
+            return None
+        try:
+            return check_uri(str(json.loads(noted.content)["uri"]))
+        except (ValueError, KeyError, TypeError, StoreError):
+            return None  # a hint that cannot be used is as good as none
+
+    def _blob_problem(self, file: StoredFile) -> str | None:
+        key = blob_uri(file.digest)
+        if self._verify == "sampled" and file.blocks is not None:
+            size = self._objects.size(key)
+            if size is None:
+                return "missing"
+            drawn = drawn_blocks(file.blocks).items()
+            right = size == file.bytes and all(self._has_block(key, *block) for block in drawn)
+            return None if right else "damaged"
+        parts = self._objects.stream(key)
+        if parts is None:
+            return "missing"
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        return None if digest.hexdigest() == file.digest else "damaged"
+
+    def _has_block(self, key: str, index: int, digest: str) -> bool:
+        block = self._objects.part(key, index * BLOCK_BYTES, BLOCK_BYTES)
+        return hashlib.sha256(block).hexdigest() == digest
+
+    def _download(self, ref: Ref, digest: str, path: Path) -> None:
+        """Writes a blob into a file; tells the reference that it belongs to if it is not right."""
+        address = self.address(ref.uri)
+        parts = self._objects.stream(blob_uri(digest))
+        if parts is None:
+            raise StoreError(f"missing file {address}: run its stage again")
+        found = hashlib.sha256()
+        with path.open("wb") as file:
+            for part in parts:
+                found.update(part)
+                file.write(part)
+        if found.hexdigest() != digest:
+            raise StoreError(f"damaged file {address}: run its stage again")
+
+
+def _listed(manifest: Manifest) -> dict[str, str]:
+    """Returns the files of a checkpoint: name to digest."""
+    return {name: file.digest for name, file in manifest.policy_files.items()}
+
+
+def _listing(manifest: Manifest) -> dict[str, StoredFile]:
+    """Describes the blob by which a reference to a checkpoint finds its files; empty without one.
+
+    Its digest is that of the checkpoint.
+    """
+    if manifest.policy_version is None:
+        return {}
+    return {POLICY_FOLDER: described_bytes(canonical_json(_listed(manifest)))}
+
+
+def _manifest_uri(uri: str) -> str:
+    return f"{uri}/{MANIFEST_FILE}"
+
+
+def _hint_to(uri: str) -> bytes:
+    return json.dumps({"uri": uri}).encode()
