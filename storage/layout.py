@@ -5,6 +5,8 @@ index/<fp[:2]>/<fp>.json       where a result with this fingerprint was last see
 replaced/<fp>/<number>/        results pushed out of their slot by a newer one
 tmp/                           results being written
 run=<run>/run.json             the run's record; beside it run.lock and run.pid
+run=<run>/run.dropped.json     the record of a run that was dropped
+run=<run>/accuracy.png         picture of the quickstart
 run=<run>/iteration=0003/split=train/stage=rollout/shard=00/turn=0/   a slot
     turns.parquet
     policy/                    a checkpoint, where the stage makes one
@@ -35,6 +37,7 @@ STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.json"
 POLICY_FOLDER = "policy"
 REPLACED = "replaced"
+PICTURE_FILE = "accuracy.png"
 
 Split = Literal["train", "evaluation"]
 
@@ -140,6 +143,11 @@ class Slot(BaseModel):
         return "/".join(parts)
 
 
+def dropped_record_uri(run: str) -> str:
+    """Returns where the record of a run is once the run was dropped."""
+    return f"{run_uri(run)}/run.dropped.json"
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Paths of a store in a folder."""
@@ -192,6 +200,10 @@ class Layout:
     def run_file(self, run: str) -> Path:
         """Returns where the record of a run is."""
         return self.root / record_uri(run)
+
+    def dropped_run_file(self, run: str) -> Path:
+        """Returns where the record of a run is once the run was dropped."""
+        return self.root / dropped_record_uri(run)
 
     def run_lock(self, run: str) -> Path:
         """Returns the file that a training process holds locked."""

@@ -4,9 +4,9 @@ import ipaddress
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -50,6 +50,16 @@ class Object:
 
     content: bytes
     etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object as a list tells it."""
+
+    key: str
+    bytes: int
+    modified: datetime
+    """By the clock of the server."""
 
 
 class Objects:
@@ -146,6 +156,26 @@ class Objects:
         with self._told("list", prefix):
             found = [o for page in obstore.list(self._store, prefix) for o in page]
         return [o["path"] for o in sorted(found, key=lambda o: (o["last_modified"], o["path"]))]
+
+    def entries(self) -> list[Entry]:
+        """Returns all objects."""
+        with self._told("list", ""):
+            found = [o for page in obstore.list(self._store) for o in page]
+        return [Entry(o["path"], o["size"], o["last_modified"]) for o in found]
+
+    def entry(self, key: str) -> Entry | None:
+        """Returns what a list would tell of an object; null if there is none."""
+        with self._told("read", key):
+            try:
+                found = obstore.head(self._store, key)
+            except FileNotFoundError:
+                return None
+        return Entry(key, found["size"], found["last_modified"])
+
+    def delete(self, key: str) -> None:
+        """Deletes an object; one that is not there is no error."""
+        with self._told("delete", key), suppress(FileNotFoundError):
+            obstore.delete(self._store, key)
 
     def _parts(self, key: str, got: "GetResult") -> Iterator[memoryview]:
         with self._told("read", key):

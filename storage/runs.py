@@ -65,9 +65,14 @@ def read_run(backend: Backend, name: str) -> RunRecord:
     """Reads the record of a run; see `Store.run_record`."""
     record = _record(backend, name)
     if record is None:
-        known = ", ".join(recorded(backend)) or "none"
-        raise StoreError(f"run {name} is not in {backend.url}; known runs: {known}")
+        raise unknown_run(backend, name)
     return _with_state(backend, record)
+
+
+def unknown_run(backend: Backend, name: str) -> StoreError:
+    """Returns the error for a run that has no record; it names those that have one."""
+    known = ", ".join(recorded(backend)) or "none"
+    return StoreError(f"run {name} is not in {backend.url}; known runs: {known}")
 
 
 def read_runs(backend: Backend) -> tuple[list[RunRecord], dict[str, str]]:
