@@ -68,7 +68,7 @@ def test_open_refuses_a_newer_format(store: Store) -> None:
 
 def test_open_refuses_the_format_of_an_early_version(store: Store) -> None:
     (store.root / "store.json").write_text('{"format": 1}')
-    with pytest.raises(StoreError, match="format 1 of an early version.*train again"):
+    with pytest.raises(StoreError, match=r"format 1 of an early version.*train again"):
         Store.open(store.root)
 
 
