@@ -52,9 +52,8 @@ class Waste:
 
     items: Sequence[Garbage]
     """In the order in which they go."""
-    young: int = 0
-    """Number of blobs that nothing names, and that are too young to tell whether a process is
-    about to name them; they are not among the items."""
+    spared: Sequence[str] = ()
+    """What nothing seems to name and is kept all the same, and why; a line each."""
 
     @property
     def files(self) -> int:
@@ -208,11 +207,7 @@ class Backend(Protocol):
         ...
 
     def garbage(self, kept: Kept) -> Waste:
-        """Returns what is in the store and not kept, as far as its names are known.
-
-        Raises:
-            StoreError: If that cannot be told because of `kept.unreadable`.
-        """
+        """Returns what is in the store and not kept, as far as its names are known."""
         ...
 
     def redirect(self, kept: Kept) -> None:

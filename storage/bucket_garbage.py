@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from schemas.errors import StoreError
 from storage.backend import Garbage, Kept, Kind, Waste
 from storage.layout import (
     MANIFEST_FILE,
@@ -38,16 +37,7 @@ _AT_ONCE = 64
 
 
 def find(objects: Objects, kept: Kept) -> Waste:
-    """Returns what is in the bucket and not kept; keys whose names are not known are left out.
-
-    Raises:
-        StoreError: If the manifest of a kept result cannot be used: it may name any blob.
-    """
-    if kept.unreadable:
-        raise StoreError(
-            f"no usable manifest in {objects.url}/{kept.unreadable[0]}: nobody can tell which "
-            "blobs it names: run its stage again, or drop its run"
-        )
+    """Returns what is in the bucket and not kept; keys whose names are not known are left out."""
     entries = {entry.key: entry for entry in objects.entries()}
 
     def garbage(kind: Kind, uri: str, keys: Sequence[str]) -> Garbage:
@@ -73,9 +63,21 @@ def find(objects: Objects, kept: Kept) -> Waste:
         if found[1] not in kept.blobs and key == blob_uri(found[1])
     ]
     old = [entry.key for entry in blobs if _is_old(entry.modified)]
+    spared = []
+    if kept.unreadable:
+        old = []
+        spared.append(
+            f"blobs are kept: {objects.url}/{kept.unreadable[0]} has no usable manifest, so nobody "
+            "can tell which it names: run its stage again, or drop its run"
+        )
+    elif len(old) < len(blobs):
+        spared.append(
+            f"{len(blobs) - len(old)} blobs that nothing names are younger than an hour and kept: "
+            "a process may be about to name them"
+        )
     if old:
         items.append(garbage("blobs", "blobs", old))
-    return Waste(items=items, young=len(blobs) - len(old))
+    return Waste(items=items, spared=spared)
 
 
 def redirect(
@@ -106,7 +108,7 @@ def remove(objects: Objects, garbage: Garbage, kept: Kept, removed: Callable[[],
         going = [key for key in garbage.files if key not in named]
     elif garbage.kind == "blobs":
         named = {blob_uri(digest) for digest in kept.blobs}
-        going = [key for key in garbage.files if key not in named]
+        going = [key for key in garbage.files if key not in named and not kept.unreadable]
     is_blob = garbage.kind == "blobs"
     _delete(objects, list(going), removed, lambda key: not is_blob or _is_still_old(objects, key))
 

@@ -1,8 +1,8 @@
 """What no run refers to in a store in a folder: finding it, and taking it out.
 
 Files are moved into a staging folder under the lock that guards their place, and deleted without
-it. A result loses its manifest first: who looks for it finds it whole or not at all. What a killed
-removal leaves in place, and in its staging folder, is found as garbage again.
+it. The manifest of a result is renamed first: who looks for the result finds it whole or not at
+all. What a killed removal leaves in place, and in its staging folder, is found as garbage again.
 """
 
 import re
@@ -18,10 +18,12 @@ from storage.backend import Garbage, Kept, Kind
 from storage.digests import files_below
 from storage.files import is_held, remove_unheld, staging_folders
 from storage.layout import MANIFEST_FILE, PICTURE_FILE, POLICY_FOLDER, REPLACED, Layout
-from storage.manifests import inspect
+from storage.manifests import inspect, parsed
 from storage.publishing import publish_lock, read_index, write_index
 
 _SLOTS = ("", "shard=*", "turn=*", "shard=*/turn=*")
+_LEAVING = "manifest.json.leaving"
+"""Name of the manifest of a result that is being removed."""
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
@@ -135,13 +137,16 @@ def _staging(layout: Layout) -> Iterator[Garbage]:
 def _files_of(folder: Path) -> list[Path]:
     """Returns the files of a result, the manifest first; without one, those that it could have."""
     manifest = inspect(folder).manifest
+    if manifest is None and (folder / _LEAVING).is_file():
+        manifest = parsed((folder / _LEAVING).read_bytes()).manifest
+    names = [MANIFEST_FILE, _LEAVING]
     if manifest is not None:
-        names = list(manifest.files)
+        names += manifest.files
     else:
-        policy = folder / POLICY_FOLDER
-        names = [f"{table}.parquet" for table in TABLES]
-        names += [f"{POLICY_FOLDER}/{name}" for name in files_below(policy)]
-    return [p for name in (MANIFEST_FILE, *names) if (p := folder / name).is_file()]
+        names += [f"{table}.parquet" for table in TABLES]
+        if any((folder / name).is_file() for name in names):
+            names += [f"{POLICY_FOLDER}/{name}" for name in files_below(folder / POLICY_FOLDER)]
+    return [path for name in names if (path := folder / name).is_file()]
 
 
 def _garbage(layout: Layout, kind: Kind, place: Path, files: Sequence[Path]) -> Garbage:
@@ -171,9 +176,21 @@ def _with_freed_bytes(layout: Layout, found: Sequence[Garbage]) -> list[Garbage]
 
 
 def _move(files: Sequence[Path], trash: Path) -> None:
+    """Moves files into a staging folder.
+
+    The manifest of a result is renamed before its other files go, so that nobody takes it for
+    whole, and goes after them: a killed removal leaves it to tell which files are the result's.
+    """
     numbers = count()
+    leaving: list[Path] = []
     for path in files:
         with suppress(FileNotFoundError):  # another process was faster
+            if path.name in (MANIFEST_FILE, _LEAVING):
+                leaving.append(path.rename(path.with_name(_LEAVING)))
+            else:
+                path.rename(trash / str(next(numbers)))
+    for path in leaving:
+        with suppress(FileNotFoundError):
             path.rename(trash / str(next(numbers)))
 
 

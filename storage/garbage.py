@@ -54,8 +54,7 @@ def find_garbage(store: Store) -> Waste:
     """Returns what no run refers to. Changes nothing.
 
     Raises:
-        StoreError: If the store cannot be read, or if in a bucket the manifest of a result that
-            is kept is damaged, so that nobody can tell which blobs it names.
+        StoreError: If the store cannot be read.
     """
     with store.backend.errors("read", ""):
         return store.backend.garbage(_kept(store.backend))
