@@ -25,10 +25,10 @@ quickstart: $(INSTALLED)  ## Sets up and trains the embedded policy, then says w
 	$(VENV)/bin/turnledger quickstart --store $(STORE)
 
 test: $(INSTALLED)  ## Sets up and runs the everyday tests
-	$(VENV)/bin/python -m pytest -m "not soak"
+	$(VENV)/bin/python -m pytest -m "not soak" -n 2 --dist loadfile
 
-soak: $(INSTALLED)  ## Runs the long tests; there are none yet, which is no failure
-	$(VENV)/bin/python -m pytest -m soak || test $$? -eq 5
+soak: $(INSTALLED)  ## Runs the long tests: half an hour of kill -9
+	$(VENV)/bin/python -m pytest -m soak -n 2
 
 check: $(INSTALLED)  ## Runs the static checks
 	$(VENV)/bin/ruff check .
@@ -43,6 +43,7 @@ format: $(INSTALLED)  ## Formats the sources
 bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
 	$(VENV)/bin/python benchmarks/throughput.py
 	$(VENV)/bin/python benchmarks/orchestration.py
+	$(VENV)/bin/python benchmarks/store.py
 
 clean:  ## Removes the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -10,7 +10,7 @@ Memory is told twice: of the process, and at the worst moment of it together wit
 in which math-verify runs. How many answers need those decides much of the time, so their share
 is an argument and their number is told.
 
-    python benchmarks/rescoring.py --turns 1000000 --shards 32
+    python -m benchmarks.rescoring --turns 1000000 --shards 32
 """
 
 import argparse

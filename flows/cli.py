@@ -33,10 +33,14 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_rerun.evaluate,
     ),
     "Tables": (cli_inspect.runs, cli_inspect.show, cli_inspect.diff, cli_ledger.lineage),
+    "Store": (cli_ledger.drop, cli_ledger.gc, cli_ledger.export, cli_ledger.import_run),
 }
+NAMES: dict[Callable[..., None], str] = {cli_ledger.import_run: "import"}
+"""Of commands whose functions cannot have that name."""
+
 for panel, commands in PANELS.items():
     for command in commands:
-        app.command(rich_help_panel=panel)(command)
+        app.command(NAMES.get(command), rich_help_panel=panel)(command)
 
 
 def main() -> None:

@@ -71,11 +71,12 @@ def quickstart(store: StoreOption = DEFAULT_STORE, overrides: SetOption = None) 
     settings = read_config(None, overrides)
     accuracy, run = _train(store, None, settings, ())
     from flows.report import accuracy_table, draw_accuracy
+    from storage.layout import PICTURE_FILE
 
     console = Console()
     console.print(accuracy_table(accuracy))
     is_remote = "://" in store
-    picture = Path(f"{run}.png") if is_remote else Path(store) / f"run={run}" / "accuracy.png"
+    picture = Path(f"{run}.png") if is_remote else Path(store) / f"run={run}" / PICTURE_FILE
     draw_accuracy(accuracy, f"{run}: GTPO from the cold start", picture)
     last = settings.iterations
     command = Path(sys.argv[0])

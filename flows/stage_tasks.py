@@ -46,8 +46,8 @@ class Planner(Protocol):
 
 
 _planner: ContextVar[Planner | None] = ContextVar("planner", default=None)
-_looked_up: dict[object, Found] = {}
-"""What the cache key was made of, by task run, so that the task need not verify it again."""
+_looked_up: ContextVar[tuple[object, Found] | None] = ContextVar("looked_up", default=None)
+"""Task run and what its cache key was made of, so that the task need not verify it again."""
 
 
 @contextmanager
@@ -86,7 +86,7 @@ class LedgerPolicy(CachePolicy):
             found = look_up(run)
         except TurnledgerError:
             return None  # Prefect would only log it; the task meets it again and fails of it
-        _looked_up[task_ctx.task_run.id] = found
+        _looked_up.set((task_ctx.task_run.id, found))
         return None if found.output is None else _key(run, found.output)
 
 
@@ -171,8 +171,7 @@ def _run_as_task(run: StageRun) -> StageOutput:
     if is_refresh:
         output = compute_and_keep(run, "refresh was asked for", replace=True)
     else:
-        task_run = None if context is None else context.task_run.id
-        found = _looked_up.pop(task_run, None) or look_up(run)
+        found = _handed_over(context) or look_up(run)
         output = found.output or compute_and_keep(run, found.reason)
     transaction = get_transaction()
     if transaction is not None:
@@ -180,6 +179,15 @@ def _run_as_task(run: StageRun) -> StageOutput:
         # run will ask for, the reference is found then.
         transaction.key = _key(run, output)
     return output
+
+
+def _handed_over(context: TaskRunContext | None) -> Found | None:
+    """Returns what the cache key was made of, once: a retry looks again."""
+    known = _looked_up.get()
+    _looked_up.set(None)
+    if known is None or context is None or known[0] != context.task_run.id:
+        return None
+    return known[1]
 
 
 def _key(run: StageRun, output: StageOutput) -> str:

@@ -4,13 +4,66 @@ Results are named by `uri`, relative to the store: that of a slot, or of a repla
 Nothing here decides which result is wanted; `Store` does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from schemas.refs import Ref
 from storage.manifests import Inspection, Manifest
+
+Kind = Literal["hints", "run", "record", "replaced", "staging", "blobs"]
+"""Of garbage: hints to nothing that is kept, a run without a record, the record of a drop that a
+later run of the name made void, a result pushed out of its slot, what a killed process was
+writing, or bytes that no manifest names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What the runs of a store refer to."""
+
+    runs: frozenset[str]
+    """Names of the runs that have a record, readable or not."""
+    places: Mapping[str, Sequence[str]]
+    """Fingerprint to the slots of these runs that hold it."""
+    blobs: frozenset[str]
+    """Digests of all bytes that their results are made of."""
+    unreadable: Sequence[str]
+    """Slots of these runs whose manifest cannot be used: nobody knows what they refer to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Garbage:
+    """Files that no run refers to and that are removed together."""
+
+    kind: Kind
+    uri: str
+    """What they lie below."""
+    files: tuple[str, ...]
+    """Uris of the files, in the order in which they go; no others are touched."""
+    bytes: int
+    """Size of what is freed: without files that have a name elsewhere too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waste:
+    """What can be removed from a store."""
+
+    items: Sequence[Garbage]
+    """In the order in which they go."""
+    spared: Sequence[str] = ()
+    """What nothing seems to name and is kept all the same, and why; a line each."""
+
+    @property
+    def files(self) -> int:
+        """Number of files."""
+        return sum(len(item.files) for item in self.items)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all that is freed."""
+        return sum(item.bytes for item in self.items)
 
 
 class Backend(Protocol):
@@ -131,4 +184,48 @@ class Backend(Protocol):
 
     def is_locked(self, run: str) -> bool:
         """Says whether a process holds the run."""
+        ...
+
+    def copy_files(self, uri: str, manifest: Manifest, folder: Path) -> str | None:
+        """Copies the files of a result into an empty folder, every byte of them verified.
+
+        Returns:
+            What is wrong with the files; null if they are right.
+        """
+        ...
+
+    def dropped_runs(self) -> list[str]:
+        """Returns the names of the runs that were dropped and are still there, sorted."""
+        ...
+
+    def drop_record(self, run: str) -> None:
+        """Puts the record of a run aside, so that the run has none."""
+        ...
+
+    def restore_record(self, run: str) -> None:
+        """Brings the record of a dropped run back; the run must have no other."""
+        ...
+
+    def garbage(self, kept: Kept) -> Waste:
+        """Returns what is in the store and not kept, as far as its names are known."""
+        ...
+
+    def redirect(self, kept: Kept) -> None:
+        """Lets the hints to results that are kept lead to places that are kept."""
+        ...
+
+    def remove(self, garbage: Garbage, kept: Kept, removed: Callable[[], None]) -> None:
+        """Removes files that were found to be garbage and still are.
+
+        A result goes with its manifest first, so nobody sees a part of it. What a removal that
+        was killed leaves is garbage as before.
+
+        Args:
+            garbage: What to remove.
+            kept: What is referred to now.
+            removed: Called after every file.
+
+        Raises:
+            StoreError: If another process holds the run by now.
+        """
         ...

@@ -4,14 +4,12 @@ A result is its manifest, put last and in one request, on condition that nobody 
 since it was looked at. Its bytes are blobs named by their digest, uploaded before, which nobody
 sees without a manifest and which no other content ever replaces. So publishing is one atomic put,
 adopting is one more manifest, and a killed upload leaves nothing to be seen.
-
-Blobs that no manifest names any more are not removed.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,10 +17,11 @@ from urllib.parse import urlsplit
 
 from schemas.errors import StoreError
 from schemas.refs import CheckpointRef, Ref
-from storage import lease
+from storage import bucket_garbage, lease
+from storage.backend import Garbage, Kept, Waste
 from storage.cache import Cache
 from storage.digests import canonical_json, json_digest
-from storage.files import disk_errors
+from storage.files import disk_errors, write_with_digest
 from storage.folder import check_format
 from storage.layout import (
     MANIFEST_FILE,
@@ -31,6 +30,7 @@ from storage.layout import (
     STORE_FORMAT,
     blob_uri,
     check_uri,
+    dropped_record_uri,
     index_uri,
     lease_uri,
     record_uri,
@@ -135,7 +135,9 @@ class Bucket:
 
     def note(self, fingerprint: str, uri: str) -> None:
         """Notes where a fingerprint is, unless there is a note."""
-        self._objects.create(index_uri(fingerprint), _hint_to(uri))
+        # Asked first: who may only read still finds results.
+        if self._objects.size(index_uri(fingerprint)) is None:
+            self._objects.create(index_uri(fingerprint), _hint_to(uri))
 
     def staging(self) -> AbstractContextManager[Path]:
         """Gives an empty folder in the local cache."""
@@ -146,8 +148,11 @@ class Bucket:
 
         Blobs that are there already are put again: one of them may be damaged.
         """
-        for name, file in manifest.files.items():
-            self._objects.put(blob_uri(file.digest), staged / name)
+
+        def upload(name: str) -> None:
+            self._objects.put(blob_uri(manifest.files[name].digest), staged / name)
+
+        in_parallel(upload, list(manifest.files))
         for file in _listing(manifest).values():
             self._objects.put(blob_uri(file.digest), canonical_json(_listed(manifest)))
         return self._settle(manifest, replace=replace)
@@ -211,6 +216,62 @@ class Bucket:
         """Says whether a process holds the run; see `lease.is_held` for what cannot be told."""
         return lease.is_held(self._objects, lease_uri(run))
 
+    def copy_files(self, uri: str, manifest: Manifest, folder: Path) -> str | None:
+        """Downloads the blobs of a result into an empty folder, every byte of them verified."""
+        for name, file in manifest.files.items():
+            parts = self._objects.stream(blob_uri(file.digest))
+            if parts is None:
+                return f"missing file {name}"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if write_with_digest(parts, folder / name) != file.digest:
+                return f"damaged file {name}"
+        return None
+
+    def dropped_runs(self) -> list[str]:
+        """Returns the names of the runs that were dropped and are still there, sorted."""
+
+        def is_dropped(run: str) -> bool:
+            has_record = self._objects.size(record_uri(run)) is not None
+            return not has_record and self._objects.size(dropped_record_uri(run)) is not None
+
+        names = self.runs()
+        return [run for run, d in zip(names, in_parallel(is_dropped, names), strict=True) if d]
+
+    def drop_record(self, run: str) -> None:
+        """Moves the record of a run; killed halfway it leaves the run as it was."""
+        self._move(record_uri(run), dropped_record_uri(run))
+
+    def restore_record(self, run: str) -> None:
+        """Moves the record of a dropped run back."""
+        self._move(dropped_record_uri(run), record_uri(run))
+
+    def garbage(self, kept: Kept) -> Waste:
+        """Returns what is in the bucket and not kept, as far as its names are known."""
+        return bucket_garbage.find(self._objects, kept)
+
+    def redirect(self, kept: Kept) -> None:
+        """Lets the hints to results that are kept lead to places that are kept."""
+        bucket_garbage.redirect(self._hint, self._point, kept)
+
+    def remove(self, garbage: Garbage, kept: Kept, removed: Callable[[], None]) -> None:
+        """Deletes the objects of garbage that still is some."""
+        if garbage.kind not in ("run", "record"):
+            bucket_garbage.remove(self._objects, garbage, kept, removed)
+            return
+        run = garbage.uri.removeprefix("run=")
+        with self.lock_run(run):
+            bucket_garbage.remove_run(self._objects, garbage, run, removed)
+
+    def _move(self, key: str, to: str) -> None:
+        present = self._objects.get(key)
+        if present is None:
+            raise StoreError(f"cannot move {self.address(key)}: it is not there")
+        self._objects.put(to, present.content)
+        self._objects.delete(key)
+
+    def _point(self, fingerprint: str, uri: str) -> None:
+        self._objects.put(index_uri(fingerprint), _hint_to(uri))
+
     def _settle(self, manifest: Manifest, *, replace: bool) -> Manifest:
         """Puts a manifest whose blobs are there, unless the slot has a right one already."""
         uri, fingerprint = manifest.slot.uri, manifest.fingerprint_digest
@@ -224,10 +285,10 @@ class Bucket:
                 and there.fingerprint_digest == fingerprint
                 and self.content_problem(uri, there) is None
             ):
-                self._objects.put(index_uri(fingerprint), _hint_to(uri))
+                self._point(fingerprint, uri)
                 return there
             if self._exchange(uri, content, present, manifest, there):
-                self._objects.put(index_uri(fingerprint), _hint_to(uri))
+                self._point(fingerprint, uri)
                 return manifest
         raise StoreError(
             f"cannot write {self.address(uri)}: other processes replaced it {_ATTEMPTS} times "
@@ -270,7 +331,7 @@ class Bucket:
         kept = f"{replaced_uri(fingerprint)}/{name[:16]}"
         self._objects.put(_manifest_uri(kept), present.content)
         if there is not None and self._hint(fingerprint) == uri:
-            self._objects.put(index_uri(fingerprint), _hint_to(kept))
+            self._point(fingerprint, kept)
 
     def _hint(self, fingerprint: str) -> str | None:
         noted = self._objects.get(index_uri(fingerprint))
@@ -308,12 +369,7 @@ class Bucket:
         parts = self._objects.stream(blob_uri(digest))
         if parts is None:
             raise StoreError(f"missing file {address}: run its stage again")
-        found = hashlib.sha256()
-        with path.open("wb") as file:
-            for part in parts:
-                found.update(part)
-                file.write(part)
-        if found.hexdigest() != digest:
+        if write_with_digest(parts, path) != digest:
             raise StoreError(f"damaged file {address}: run its stage again")
 
 

@@ -1,13 +1,16 @@
 """Writing so that a reader sees all or nothing, also after a crash."""
 
 import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from schemas.errors import StoreError
 from storage.digests import files_below
 
 _STALE_S = 24 * 3600
+_CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
@@ -31,20 +35,27 @@ def disk_errors(action: str, path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def staging_folder(tmp: Path) -> Iterator[Path]:
+def staging_folder(tmp: Path, prefix: str = "") -> Iterator[Path]:
     """Makes a folder to write in; what is left of it at the end is removed.
 
     The folder is held locked meanwhile, so that nobody takes it for one of a killed process.
+
+    Args:
+        tmp: Where to make it.
+        prefix: Of its name; the rest are 32 hexadecimal digits.
     """
-    folder = tmp / uuid.uuid4().hex
-    folder.mkdir(parents=True)
-    held = os.open(folder, os.O_RDONLY)
+    folder, held = _held_folder(tmp, prefix)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
         yield folder
     finally:
         os.close(held)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def staging_folders(tmp: Path, prefix: str = "") -> list[Path]:
+    """Returns the folders that `staging_folder` made in `tmp` and that are there, sorted."""
+    ours = re.compile(re.escape(prefix) + "[0-9a-f]{32}")
+    return sorted(p for p in tmp.glob("*") if ours.fullmatch(p.name) and p.is_dir())
 
 
 def remove_stale(tmp: Path) -> None:
@@ -57,22 +68,58 @@ def remove_stale(tmp: Path) -> None:
             is_old = path.is_dir() and time.time() - path.stat().st_mtime > _STALE_S
         except FileNotFoundError:  # another process was faster
             continue
-        if is_old and not _is_held(path):
-            shutil.rmtree(path, ignore_errors=True)
+        if is_old:
+            remove_unheld(path)
 
 
-def _is_held(folder: Path) -> bool:
+def is_held(folder: Path) -> bool:
+    """Says whether a process holds a staging folder; true as well if that cannot be told."""
+    descriptor = _free_descriptor(folder)
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
+def remove_unheld(folder: Path) -> bool:
+    """Removes a staging folder unless a process holds it, and returns whether it did."""
+    descriptor = _free_descriptor(folder)
+    if descriptor is None:
+        return False
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _held_folder(tmp: Path, prefix: str) -> tuple[Path, int]:
+    """Makes a folder, and returns it with the descriptor that holds its lock."""
+    while True:
+        folder = tmp / f"{prefix}{uuid.uuid4().hex}"
+        folder.mkdir(parents=True)
+        try:
+            held = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, held
+        os.close(held)  # taken for one of a killed process before it was locked
+
+
+def _free_descriptor(folder: Path) -> int | None:
+    """Returns a descriptor that holds the lock of a folder; null if another process does."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # gone, or not ours to remove
-        return True
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return True
-    finally:
         os.close(descriptor)
-    return False
+        return None
+    return descriptor
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -135,6 +182,27 @@ def link_files(source: Path, target: Path, names: list[str]) -> None:
         except OSError:  # no hard links here, or too many of them
             shutil.copyfile(source / name, copy)
             sync_path(copy)
+
+
+def copy_with_digest(source: Path, target: Path) -> str:
+    """Copies a file into a new one, making its folder; returns the digest of what was copied.
+
+    Raises:
+        OSError: If the file system refuses; `FileNotFoundError` only if there is no source.
+    """
+    with source.open("rb") as reader:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return write_with_digest(iter(partial(reader.read, _CHUNK_BYTES), b""), target)
+
+
+def write_with_digest(parts: Iterable[bytes | memoryview], path: Path) -> str:
+    """Writes a file in parts; returns the digest of what was written."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in parts:
+            digest.update(part)
+            file.write(part)
+    return digest.hexdigest()
 
 
 def are_same_files(folder: Path, other: Path, *, besides: str) -> bool:

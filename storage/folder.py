@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -10,11 +10,28 @@ from filelock import FileLock, Timeout
 
 from schemas.errors import StoreError
 from schemas.refs import Ref
+from storage import folder_garbage
+from storage.backend import Garbage, Kept, Waste
 from storage.digests import file_digest, folder_digest
-from storage.files import disk_errors, link_files, remove_stale, replace_json, staging_folder
-from storage.layout import STORE_FILE, STORE_FORMAT, Layout, Slot, check_run_name
-from storage.manifests import Inspection, Manifest, content_problem, inspect
-from storage.publishing import candidates, publish, seal, write_index
+from storage.files import (
+    copy_with_digest,
+    disk_errors,
+    link_files,
+    remove_stale,
+    replace_json,
+    staging_folder,
+    sync_path,
+)
+from storage.layout import (
+    MANIFEST_FILE,
+    STORE_FILE,
+    STORE_FORMAT,
+    Layout,
+    Slot,
+    check_run_name,
+)
+from storage.manifests import Inspection, Manifest, content_problem, inspect, unexpected_file
+from storage.publishing import candidates, publish, publish_lock, seal, write_index
 from storage.verification import Verify
 
 _LOCK_WAIT_S = 0.5
@@ -121,10 +138,12 @@ class Folder:
         return self.layout.run_names()
 
     def slots(self, run: str, table: str | None = None) -> list[str]:
-        """Returns the slots of a run that have a manifest, or a file of the table, sorted."""
-        file = "manifest.json" if table is None else f"{table}.parquet"
-        files = self.layout.run_folder(run).glob(f"iteration=*/split=*/stage=*/**/{file}")
-        return sorted(self.layout.uri(path.parent) for path in files)
+        """Returns the slots of a run that have a manifest or a file of a table, sorted."""
+        # A result that lost its manifest is damaged, not gone.
+        names = (MANIFEST_FILE, "*.parquet") if table is None else (f"{table}.parquet",)
+        folder = self.layout.run_folder(run)
+        files = (p for n in names for p in folder.glob(f"iteration=*/split=*/stage=*/**/{n}"))
+        return sorted({self.layout.uri(path.parent) for path in files})
 
     def read_record(self, run: str) -> bytes | None:
         """Returns the record of a run; null without one."""
@@ -175,6 +194,60 @@ class Folder:
             return True
         lock.release()
         return False
+
+    def copy_files(self, uri: str, manifest: Manifest, folder: Path) -> str | None:
+        """Copies the files of a result into an empty folder, every byte of them verified."""
+        source = self.layout.resolve(uri)
+        for name, stored in manifest.files.items():
+            try:
+                copied = copy_with_digest(source / name, folder / name)
+            except (FileNotFoundError, NotADirectoryError):
+                return f"missing file {name}"
+            if copied != stored.digest:
+                return f"damaged file {name}"
+        return unexpected_file(source, manifest)
+
+    def dropped_runs(self) -> list[str]:
+        """Returns the names of the runs that were dropped and are still there, sorted."""
+        return [
+            run
+            for run in self.layout.run_names()
+            if self.layout.dropped_run_file(run).exists() and self.read_record(run) is None
+        ]
+
+    def drop_record(self, run: str) -> None:
+        """Renames the record of a run."""
+        self.layout.run_file(run).replace(self.layout.dropped_run_file(run))
+        sync_path(self.layout.run_folder(run))
+
+    def restore_record(self, run: str) -> None:
+        """Renames the record of a dropped run back."""
+        self.layout.dropped_run_file(run).replace(self.layout.run_file(run))
+        sync_path(self.layout.run_folder(run))
+
+    def garbage(self, kept: Kept) -> Waste:
+        """Returns what is in the store and not kept, as far as its names are known."""
+        return Waste(items=folder_garbage.find(self.layout, kept))
+
+    def redirect(self, kept: Kept) -> None:
+        """Lets the hints to results that are kept lead to places that are kept."""
+        folder_garbage.redirect(self.layout, kept)
+
+    def remove(self, garbage: Garbage, kept: Kept, removed: Callable[[], None]) -> None:
+        """Moves files out of their places under the lock that guards them, then deletes them."""
+        if garbage.kind == "staging":
+            folder_garbage.remove_staging(self.layout, garbage, removed)
+        elif garbage.kind in ("run", "record"):
+            run = garbage.uri.removeprefix("run=")
+            with self.staging() as trash:
+                with self.lock_run(run):
+                    folder_garbage.take_out_run(self.layout, garbage, run, trash)
+                folder_garbage.empty(trash, removed)
+        else:
+            with self.staging() as trash:
+                with publish_lock(self.layout):
+                    folder_garbage.take_out(self.layout, garbage, kept, trash)
+                folder_garbage.empty(trash, removed)
 
     def _holder(self, run: str) -> str:
         try:
@@ -228,9 +301,14 @@ def check_format(content: bytes, store: str) -> None:
         written = json.loads(content)["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"damaged file {store}/{STORE_FILE}: it says no store format") from error
-    if not isinstance(written, int) or written > STORE_FORMAT:
+    if isinstance(written, int) and written < STORE_FORMAT:
         raise StoreError(
-            f"store {store} has format {written}, this version reads up to {STORE_FORMAT}: "
+            f"store {store} has format {written} of an early version, this one has "
+            f"{STORE_FORMAT}: train again in another folder"
+        )
+    if written != STORE_FORMAT:
+        raise StoreError(
+            f"store {store} has format {written}, this version reads {STORE_FORMAT}: "
             "upgrade turnledger"
         )
 
@@ -247,6 +325,15 @@ def _refuse_place(root: Path, entries: list[str], *, create: bool) -> None:
         raise StoreError(f"{root} is no store and not empty: name another folder")
     if not create:
         raise StoreError(f"no store at {root}: `turnledger train --store {root}` makes one")
+    refuse_partitions(root)
+
+
+def refuse_partitions(root: Path) -> None:
+    """Refuses a place for a store whose own path looks like a partition of it.
+
+    Raises:
+        StoreError: If so.
+    """
     for part in root.parts:
         if part.partition("=")[0] in {*Slot.model_fields} and "=" in part:
             raise StoreError(

@@ -5,6 +5,8 @@ index/<fp[:2]>/<fp>.json       where a result with this fingerprint was last see
 replaced/<fp>/<number>/        results pushed out of their slot by a newer one
 tmp/                           results being written
 run=<run>/run.json             the run's record; beside it run.lock and run.pid
+run=<run>/run.dropped.json     the record of a run that was dropped
+run=<run>/accuracy.png         picture of the quickstart
 run=<run>/iteration=0003/split=train/stage=rollout/shard=00/turn=0/   a slot
     turns.parquet
     policy/                    a checkpoint, where the stage makes one
@@ -26,12 +28,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.errors import StoreError
 
-STORE_FORMAT = 1
-"""Newest layout that this version reads, and the one that it writes."""
+STORE_FORMAT = 2
+"""The layout of a store that this version reads and writes.
+
+Format 1, of the first weeks, had one slot a batch for rewards, and no content digests.
+"""
 STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.json"
 POLICY_FOLDER = "policy"
 REPLACED = "replaced"
+PICTURE_FILE = "accuracy.png"
 
 Split = Literal["train", "evaluation"]
 
@@ -137,6 +143,11 @@ class Slot(BaseModel):
         return "/".join(parts)
 
 
+def dropped_record_uri(run: str) -> str:
+    """Returns where the record of a run is once the run was dropped."""
+    return f"{run_uri(run)}/run.dropped.json"
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Paths of a store in a folder."""
@@ -189,6 +200,10 @@ class Layout:
     def run_file(self, run: str) -> Path:
         """Returns where the record of a run is."""
         return self.root / record_uri(run)
+
+    def dropped_run_file(self, run: str) -> Path:
+        """Returns where the record of a run is once the run was dropped."""
+        return self.root / dropped_record_uri(run)
 
     def run_lock(self, run: str) -> Path:
         """Returns the file that a training process holds locked."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, field_validator
@@ -68,6 +68,15 @@ class Manifest(BaseModel):
             {**p, "content": p.get("content", p.get("digest"))} if isinstance(p, dict) else p
             for p in parents
         ]
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, StoredFile]) -> dict[str, StoredFile]:
+        """Manifests are imported from elsewhere: no name may lead out of the result's folder."""
+        for name in files:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"file {name} is outside")
+        return files
 
     @property
     def policy_files(self) -> dict[str, StoredFile]:
@@ -159,6 +168,13 @@ def content_problem(
             return f"unreadable file {name}: {error.strerror}"
         if not right:
             return f"damaged file {name}"
+    return unexpected_file(folder, manifest, concerns)
+
+
+def unexpected_file(
+    folder: Path, manifest: Manifest, concerns: Callable[[str], bool] = lambda _: True
+) -> str | None:
+    """Returns which file makes another policy of a result than was stored, or null."""
     for name in files_below(folder / POLICY_FOLDER):
         if name not in manifest.policy_files and concerns(f"{POLICY_FOLDER}/{name}"):
             return f"unexpected file {POLICY_FOLDER}/{name}"

@@ -63,7 +63,7 @@ def publish(layout: Layout, staged: Path, manifest: Manifest, *, replace: bool) 
     uri = manifest.slot.uri
     target = layout.resolve(uri)
     fingerprint = manifest.fingerprint_digest
-    with _publish_lock(layout):
+    with publish_lock(layout):
         present = inspect(target).manifest
         if (
             not replace
@@ -131,7 +131,12 @@ def _exchange(layout: Layout, staged: Path, target: Path, present: Manifest | No
 
 
 @contextmanager
-def _publish_lock(layout: Layout) -> Iterator[None]:
+def publish_lock(layout: Layout) -> Iterator[None]:
+    """Holds the lock under which results change their places.
+
+    Raises:
+        StoreError: If another process holds it for too long.
+    """
     lock = FileLock(layout.publish_lock, timeout=_LOCK_WAIT_S)
     try:
         lock.acquire()

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from schemas.errors import StoreError
+from schemas.errors import StoreError, StoreUnavailable
 from storage.backend import Backend
 from storage.layout import record_uri
 
@@ -65,9 +65,14 @@ def read_run(backend: Backend, name: str) -> RunRecord:
     """Reads the record of a run; see `Store.run_record`."""
     record = _record(backend, name)
     if record is None:
-        known = ", ".join(recorded(backend)) or "none"
-        raise StoreError(f"run {name} is not in {backend.url}; known runs: {known}")
+        raise unknown_run(backend, name)
     return _with_state(backend, record)
+
+
+def unknown_run(backend: Backend, name: str) -> StoreError:
+    """Returns the error for a run that has no record; it names those that have one."""
+    known = ", ".join(recorded(backend)) or "none"
+    return StoreError(f"run {name} is not in {backend.url}; known runs: {known}")
 
 
 def read_runs(backend: Backend) -> tuple[list[RunRecord], dict[str, str]]:
@@ -86,6 +91,8 @@ def _records(backend: Backend) -> tuple[list[RunRecord], dict[str, str]]:
     for name in backend.runs():
         try:
             record = _record(backend, name)
+        except StoreUnavailable:  # says nothing about this record
+            raise
         except StoreError as error:
             damaged[name] = str(error)
             continue

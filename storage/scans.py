@@ -1,7 +1,7 @@
 """Any table of a run in one call."""
 
-from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +12,7 @@ from storage.backend import Backend
 from storage.layout import Split, run_uri
 from storage.manifests import Manifest
 from storage.store import Store
-from storage.tables import check_version, known_table
+from storage.tables import check_version, known_table, upgraded_scan
 
 
 class MissingTableError(StoreError):
@@ -38,13 +38,13 @@ def open_table(
         stage: Stage that made the table; found by itself where only one did.
 
     Returns:
-        Columns `run` (String), `iteration` (Int32) and those of the table's schema; rows in
-        order of iteration, shard and turn.
+        Columns `run` (String), `iteration` (Int32) and those of the table's newest schema; rows
+        in order of iteration, shard and turn.
 
     Raises:
         MissingTableError: If the table has no files yet.
-        StoreError: If store, run or table do not exist, several stages made the table, or a newer
-            version wrote it.
+        StoreError: If store, run or table do not exist, several stages made the table, a newer
+            version wrote it, or an older one from which no upgrade leads on.
     """
     if split not in get_args(Split):
         raise StoreError(f"split {split} is unknown; known splits: {', '.join(get_args(Split))}")
@@ -91,15 +91,23 @@ def _scan(
     """Reads the files of each iteration, and puts the partitions beside their columns.
 
     The partitions come from the slots: one file may serve several of them, and in a bucket its
-    name does not tell which.
+    name does not tell which. Files of an older version are upgraded, so those of an iteration are
+    read together as long as their version is the same.
     """
-    files: dict[int, list[str]] = defaultdict(list)
-    for uri, manifest in chosen:
-        files[manifest.slot.iteration].append(backend.source(uri, table, manifest))
-    scans = [
-        pl.scan_parquet(
+
+    def read_alike(result: tuple[str, Manifest]) -> tuple[int, int]:
+        manifest = result[1]
+        return manifest.slot.iteration, manifest.tables[table].schema_version
+
+    scans = []
+    for (iteration, version), results in groupby(chosen, read_alike):
+        sources = [backend.source(uri, table, manifest) for uri, manifest in results]
+        frame = pl.scan_parquet(
             sources, glob=False, hive_partitioning=False, storage_options=backend.scan_options
-        ).with_columns(run=pl.lit(run), iteration=pl.lit(iteration, dtype=pl.Int32))
-        for iteration, sources in files.items()
-    ]
+        )
+        scans.append(
+            upgraded_scan(table, version, frame, sources[0]).with_columns(
+                run=pl.lit(run), iteration=pl.lit(iteration, dtype=pl.Int32)
+            )
+        )
     return pl.concat(scans)

@@ -24,6 +24,7 @@ from storage.tables import (
     known_table,
     parquet_bytes,
     read_typed,
+    upgraded_scan,
     validated,
     without_measured,
 )
@@ -81,6 +82,8 @@ class Store:
             from storage.bucket import Bucket  # takes its time, and few need it
 
             return cls(Bucket.open(path, create=create, verify=verify))
+        if Path(path).parts[:1] == ("s3:",):
+            raise StoreError(f"{path} is no address of a store: write s3://bucket/prefix, as text")
         return cls(Folder.open(Path(path), create=create, verify=verify))
 
     @property
@@ -197,15 +200,15 @@ class Store:
         return in_slot.output(slot.uri)
 
     def read(self, ref: TableRef) -> pl.DataFrame:
-        """Reads a table, verified and with the types of its schema.
+        """Reads a table, verified, as rows of the newest version of its schema.
 
         Raises:
-            StoreError: If it is missing, damaged, replaced by a newer result, or was written
-                by a newer version.
+            StoreError: If it is missing, damaged, replaced by a newer result, was written by a
+                newer version, or by an older one from which no upgrade leads on.
         """
         check_version(ref.name, ref.schema_version, ref.uri)
         with self._backend.errors("read", ref.uri):
-            return read_typed(ref.name, self.path(ref))
+            return read_typed(ref.name, self.path(ref), ref.schema_version)
 
     def scan(self, ref: TableRef) -> pl.LazyFrame:
         """Opens a table without reading it into memory; verified as in `read`.
@@ -214,7 +217,9 @@ class Store:
             StoreError: As `read`.
         """
         check_version(ref.name, ref.schema_version, ref.uri)
-        return pl.scan_parquet(self.path(ref), hive_partitioning=False, glob=False)
+        path = self.path(ref)
+        frame = pl.scan_parquet(path, hive_partitioning=False, glob=False)
+        return upgraded_scan(ref.name, ref.schema_version, frame, str(path))
 
     def path(self, ref: Ref) -> Path:
         """Returns the file of a table or the folder of a checkpoint, verified.

@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, Fl
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from prefect.states import State
 
+import flows.stage_tasks
 from flows.binding import Place, Produced, StageRun
 from flows.events import StageEvent, listening
 from flows.stage_tasks import StageTask, stage_task
@@ -196,3 +197,20 @@ def test_a_training_leaves_tables_and_links_in_prefect(trained: Path) -> None:
     rows = json.loads(found["small-stages"].data)
     assert {row["stage"] for row in rows} >= {"rollout", "advantages"}
     assert "stage=optimisation/policy" in found["small-policy"].data
+
+
+def test_the_store_is_asked_once_a_task_run(
+    place: Place, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = flows.stage_tasks.look_up
+
+    def counted(run: StageRun) -> Any:
+        asked.append(run.slot.uri)
+        return real(run)
+
+    monkeypatch.setattr(flows.stage_tasks, "look_up", counted)
+    run_in_flow(place)
+    assert len(asked) == 1
+    run_in_flow(place)
+    assert len(asked) == 2

@@ -6,7 +6,8 @@ import dataframely as dy
 import polars as pl
 import pytest
 
-from schemas.tables import TABLES, TURN_KEY, Evaluations, Turns
+from schemas.tables import TABLES, TURN_KEY, Evaluations, Table, Turns, Updates
+from schemas.upgrades import UPGRADES, missing_upgrades
 
 PINNED: dict[str, dict[int, str]] = {
     "problems": {1: "3028e54617a73214"},
@@ -103,6 +104,28 @@ def test_no_table_is_pinned_that_is_gone() -> None:
 @pytest.mark.parametrize("table", sorted(TABLES))
 def test_the_version_is_the_newest_pinned(table: str) -> None:
     assert TABLES[table].version == max(PINNED[table])
+
+
+@pytest.mark.parametrize("table", sorted(TABLES))
+def test_every_older_version_can_be_read(table: str) -> None:
+    missing = missing_upgrades(table)
+    assert missing == [], (
+        f"files of {table} written with schema {missing[0]} cannot be read any more: register a "
+        f"function that makes schema {missing[0] + 1} of it as schemas.upgrades.UPGRADES"
+        f"[{table!r}][{missing[0]}]"
+    )
+
+
+def test_a_raised_version_without_an_upgrade_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLES, "updates", Table(schema=Updates, version=3))
+    monkeypatch.setitem(UPGRADES, "updates", {1: lambda frame: frame})
+    with pytest.raises(AssertionError, match=r"register .* as .*UPGRADES\['updates'\]\[2\]"):
+        test_every_older_version_can_be_read("updates")
+
+
+def test_upgrades_are_those_of_tables_that_there_are() -> None:
+    known = {(table, v) for table in TABLES for v in range(1, TABLES[table].version)}
+    assert {(table, v) for table, steps in UPGRADES.items() for v in steps} <= known
 
 
 @pytest.mark.parametrize("table", sorted(TABLES))

@@ -61,8 +61,14 @@ def test_open_refuses_a_file(tmp_path: Path) -> None:
 
 
 def test_open_refuses_a_newer_format(store: Store) -> None:
-    (store.root / "store.json").write_text('{"format": 2}')
-    with pytest.raises(StoreError, match="format 2, this version reads up to 1: upgrade"):
+    (store.root / "store.json").write_text('{"format": 3}')
+    with pytest.raises(StoreError, match="format 3, this version reads 2: upgrade"):
+        Store.open(store.root)
+
+
+def test_open_refuses_the_format_of_an_early_version(store: Store) -> None:
+    (store.root / "store.json").write_text('{"format": 1}')
+    with pytest.raises(StoreError, match=r"format 1 of an early version.*train again"):
         Store.open(store.root)
 
 
@@ -194,6 +200,15 @@ def test_write_gives_equal_bytes_for_equal_frames(put: Put) -> None:
     frame = updates(rows=200_000)
     first = put(slot(iteration=0), fingerprint(seed=1), frame=frame)
     second = put(slot(iteration=1), fingerprint(seed=2), frame=frame)
+    assert first.tables["updates"].digest == second.tables["updates"].digest
+
+
+def test_write_gives_equal_bytes_however_a_frame_was_put_together(put: Put) -> None:
+    whole = updates(rows=20_000)
+    parts = pl.concat([whole[:7], whole[7:12_000], whole[12_000:]], rechunk=False)
+    assert parts.n_chunks() == 3
+    first = put(slot(iteration=0), fingerprint(seed=1), frame=whole)
+    second = put(slot(iteration=1), fingerprint(seed=2), frame=parts)
     assert first.tables["updates"].digest == second.tables["updates"].digest
 
 

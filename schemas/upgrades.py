@@ -1,0 +1,64 @@
+"""Readers for older versions of tables: one function for each step from a version to the next.
+
+Stored files are never rewritten. A file of an older version is read as it is and taken through
+the steps up to the newest; so a run may hold files of several versions and is read as one table.
+"""
+
+from collections.abc import Callable
+
+import polars as pl
+
+from schemas.errors import StoreError
+from schemas.tables import TABLES
+
+Upgrade = Callable[[pl.LazyFrame], pl.LazyFrame]
+"""Takes the rows of a file of version n, and returns them with all columns of version n + 1.
+
+It must treat every row for itself: a file may be read in parts.
+"""
+
+UPGRADES: dict[str, dict[int, Upgrade]] = {}
+"""Table name to version n to the step from n to n + 1. All tables are at version 1 today."""
+
+
+def missing_upgrades(table: str) -> list[int]:
+    """Returns the versions of a table from which no step leads on to the next, ascending."""
+    steps = UPGRADES.get(table, {})
+    return [version for version in range(1, TABLES[table].version) if version not in steps]
+
+
+def upgraded(table: str, version: int, frame: pl.LazyFrame) -> pl.LazyFrame:
+    """Returns the rows of an older version of a table as rows of the newest.
+
+    Args:
+        table: Name of the table.
+        version: Version that the rows have.
+        frame: The rows.
+
+    Returns:
+        The columns of the newest schema, in its order. Nothing is read but names and types.
+
+    Raises:
+        StoreError: If there is no way from this version to the newest, or the steps do not end
+            at its columns and types.
+        pl.exceptions.PolarsError: If the rows do not have the columns of their own version.
+    """
+    newest = TABLES[table]
+    steps = UPGRADES.get(table, {})
+    for step in range(version, newest.version):
+        if step not in steps:
+            raise StoreError(
+                f"table {table} of schema {version} cannot be read as schema {newest.version}: "
+                f"schemas.upgrades has no step from {step} to {step + 1}"
+            )
+        frame = steps[step](frame)
+    expected = pl.Schema(newest.schema)
+    found = frame.collect_schema()
+    wrong = [name for name, dtype in expected.items() if found.get(name) != dtype]
+    if wrong:
+        raise StoreError(
+            f"table {table} of schema {version} was not made schema {newest.version} by the steps "
+            f"of schemas.upgrades: column {wrong[0]} is {found.get(wrong[0], 'missing')}, not "
+            f"{expected[wrong[0]]}"
+        )
+    return frame.select(expected.names())
