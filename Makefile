@@ -43,6 +43,7 @@ format: $(INSTALLED)  ## Formats the sources
 bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
 	$(VENV)/bin/python benchmarks/throughput.py
 	$(VENV)/bin/python benchmarks/orchestration.py
+	$(VENV)/bin/python benchmarks/store.py
 
 clean:  ## Removes the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

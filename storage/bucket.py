@@ -135,7 +135,9 @@ class Bucket:
 
     def note(self, fingerprint: str, uri: str) -> None:
         """Notes where a fingerprint is, unless there is a note."""
-        self._objects.create(index_uri(fingerprint), _hint_to(uri))
+        # Asked first: who may only read still finds results.
+        if self._objects.size(index_uri(fingerprint)) is None:
+            self._objects.create(index_uri(fingerprint), _hint_to(uri))
 
     def staging(self) -> AbstractContextManager[Path]:
         """Gives an empty folder in the local cache."""
@@ -146,8 +148,11 @@ class Bucket:
 
         Blobs that are there already are put again: one of them may be damaged.
         """
-        for name, file in manifest.files.items():
-            self._objects.put(blob_uri(file.digest), staged / name)
+
+        def upload(name: str) -> None:
+            self._objects.put(blob_uri(manifest.files[name].digest), staged / name)
+
+        in_parallel(upload, list(manifest.files))
         for file in _listing(manifest).values():
             self._objects.put(blob_uri(file.digest), canonical_json(_listed(manifest)))
         return self._settle(manifest, replace=replace)

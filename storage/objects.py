@@ -29,12 +29,17 @@ if TYPE_CHECKING:
 _CONNECT_S = 3
 _SILENCE_S = 10
 """How long a server may say nothing in the middle of a request."""
-_REQUEST_S = 600
+_REQUEST_S = 6 * 3600
+"""For all of a large object; a server that falls silent is noticed long before."""
 _RETRIES = 4
 _RETRYING_S = 15
 """After this time a failed request is not tried again: a dead server is told in half a minute."""
 _PARALLEL = 8
 _STREAM_BYTES = 1 << 20
+_PART_BYTES = 8 << 20
+"""Part of an upload; a bucket takes at most 10,000 of them for one object."""
+_PARTS_AT_ONCE = 4
+"""Parts that wait in memory, for each of the `_PARALLEL` files."""
 
 _REFUSALS = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403 Forbidden")
 _WITHOUT_KEYS = ("169.254.169.254", "metadata endpoint", "CredentialsProvider")
@@ -72,7 +77,7 @@ class Objects:
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
-        self.endpoint = os.environ.get("AWS_ENDPOINT_URL") or None
+        self.endpoint = _usable_endpoint(os.environ.get("AWS_ENDPOINT_URL"))
         self._bucket = bucket
         with self._told("open store", ""):
             self._store = S3Store(
@@ -126,7 +131,13 @@ class Objects:
     def put(self, key: str, content: bytes | Path) -> None:
         """Makes or replaces an object in one atomic step."""
         with self._told("write", key):
-            obstore.put(self._store, key, content)
+            obstore.put(
+                self._store,
+                key,
+                content,
+                chunk_size=_PART_BYTES,
+                max_concurrency=_PARTS_AT_ONCE,
+            )
 
     def create(self, key: str, content: bytes) -> str | None:
         """Makes an object and returns its etag; null if there was one already."""
@@ -236,6 +247,20 @@ def allows_http(endpoint: str | None) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _usable_endpoint(endpoint: str | None) -> str | None:
+    """Returns the endpoint that the environment names; the client panics at some others."""
+    if not endpoint:
+        return None
+    parts = urlsplit(endpoint)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise StoreError(f"AWS_ENDPOINT_URL={endpoint} is no address: write http(s)://host:port")
+    if parts.scheme == "http" and not allows_http(endpoint):
+        raise StoreError(
+            f"AWS_ENDPOINT_URL={endpoint} is not encrypted: take https, or set AWS_ALLOW_HTTP=true"
+        )
+    return endpoint
 
 
 def in_parallel(function: Callable[[In], Out], values: Sequence[In]) -> list[Out]:

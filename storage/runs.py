@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from schemas.errors import StoreError
+from schemas.errors import StoreError, StoreUnavailable
 from storage.backend import Backend
 from storage.layout import record_uri
 
@@ -91,6 +91,8 @@ def _records(backend: Backend) -> tuple[list[RunRecord], dict[str, str]]:
     for name in backend.runs():
         try:
             record = _record(backend, name)
+        except StoreUnavailable:  # says nothing about this record
+            raise
         except StoreError as error:
             damaged[name] = str(error)
             continue

@@ -82,6 +82,8 @@ class Store:
             from storage.bucket import Bucket  # takes its time, and few need it
 
             return cls(Bucket.open(path, create=create, verify=verify))
+        if Path(path).parts[:1] == ("s3:",):
+            raise StoreError(f"{path} is no address of a store: write s3://bucket/prefix, as text")
         return cls(Folder.open(Path(path), create=create, verify=verify))
 
     @property

@@ -11,8 +11,10 @@ from schemas.errors import StoreError
 from schemas.tables import TABLES, Table
 from schemas.upgrades import upgraded
 
-_COMPRESSION_LEVEL = 3
+COMPRESSION_LEVEL = 3
 """Of zstd; higher ones cost far more time than they save room on token ids."""
+_ROW_GROUP = 8192
+"""Rows. Groups are written and read in parallel: on two cores in half the time of one group."""
 
 
 def known_table(name: str) -> Table:
@@ -49,8 +51,13 @@ def parquet_bytes(frame: pl.DataFrame) -> bytes:
     would wrap it.
     """
     buffer = io.BytesIO()
-    frame.write_parquet(
-        buffer, compression="zstd", compression_level=_COMPRESSION_LEVEL, statistics=True
+    # The writer cuts at the borders of chunks, which depend on how the frame was made.
+    frame.rechunk().write_parquet(
+        buffer,
+        compression="zstd",
+        compression_level=COMPRESSION_LEVEL,
+        statistics=True,
+        row_group_size=_ROW_GROUP,
     )
     return buffer.getvalue()
 

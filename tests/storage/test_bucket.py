@@ -22,6 +22,18 @@ from storage.verification import BLOCK_BYTES, SAMPLED_BLOCKS
 
 Start = Callable[..., subprocess.Popen[str]]
 
+READER = """
+import sys
+from schemas.refs import CheckpointRef
+from storage import Store
+
+store = Store.open(sys.argv[1])
+ref = CheckpointRef.model_validate_json(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+print(store.path(ref), flush=True)
+"""
+
 FILES = {"config.json": b"{}", "nested/weights.bin": b"weights" * 1000}
 
 
@@ -65,6 +77,19 @@ def test_a_policy_comes_back_file_by_file(bucket: Store) -> None:
         "config.json",
         "weights.bin",
     ]
+
+
+def test_empty_files_come_back(bucket: Store) -> None:
+    _, checkpoint = put_policy(bucket, lambda folder: (folder / "empty").touch())
+    assert (bucket.path(checkpoint) / "empty").read_bytes() == b""
+
+
+def test_two_processes_share_a_cache(bucket: Store, start: Start) -> None:
+    _, checkpoint = put_policy(bucket)
+    text = checkpoint.model_dump_json()
+    readers = [start(READER, bucket.url, text) for _ in range(2)]
+    folders = set(go_together(readers))
+    assert folders == {str(bucket.path(checkpoint))}
 
 
 def test_adopting_uploads_no_bytes_again(bucket: Store) -> None:
@@ -323,6 +348,23 @@ def test_open_refuses_a_prefix_of_something_else(bucket: Store) -> None:
 def test_open_refuses_what_is_no_address(s3: str, url: str) -> None:
     with pytest.raises(StoreError, match="is no address of a store"):
         Store.open(url)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "says"),
+    [("127.0.0.1:9000", "is no address"), ("http://192.0.2.1:9000", "is not encrypted")],
+)
+def test_open_refuses_an_endpoint_that_cannot_be_meant(
+    s3: str, monkeypatch: pytest.MonkeyPatch, endpoint: str, says: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(StoreError, match=f"^AWS_ENDPOINT_URL={endpoint} {says}: .*$"):
+        Store.open(s3)
+
+
+def test_open_refuses_an_address_that_became_a_path() -> None:
+    with pytest.raises(StoreError, match=r"s3:/ledger/x is no address .* as text$"):
+        Store.open(Path("s3://ledger/x"), create=True)
 
 
 def test_a_missing_bucket_is_one_line(s3: str) -> None:

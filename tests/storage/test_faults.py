@@ -6,6 +6,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -15,7 +16,7 @@ from storage_builders import fingerprint, slot, updates
 
 from schemas.errors import StoreError
 from schemas.refs import StageOutput
-from storage import Store
+from storage import RunRecord, Store
 
 Put = Callable[..., StageOutput]
 Start = Callable[..., subprocess.Popen[str]]
@@ -252,6 +253,21 @@ def test_missing_rights_are_one_line(read_only: Store, start: Start) -> None:
     reader = start(AS_NOBODY, read_only.root)
     assert heard(reader) == "unchanged"
     assert heard(reader) == f"cannot write {read_only.root / slot().uri}: Permission denied"
+
+
+def test_files_that_may_not_be_read_are_told_by_name(read_only: Store, start: Start) -> None:
+    now = datetime.now(UTC)
+    values = {"config": {}, "config_digest": "d", "status": "finished"}
+    read_only.save_run(RunRecord(name="demo", created_at=now, updated_at=now, **values))
+    for uri in (f"{slot().uri}/updates.parquet", "run=demo/run.json"):
+        (read_only.root / uri).chmod(0)
+    reader = start(
+        AS_NOBODY.replace("try:", "print(*store.damaged_runs().values(), flush=True)\ntry:"),
+        read_only.root,
+    )
+    assert heard(reader) == "unreadable file updates.parquet: Permission denied"
+    record = read_only.root / "run=demo" / "run.json"
+    assert heard(reader) == f"cannot read {record}: Permission denied"
 
 
 def test_checkpoint_writer_that_fails_leaves_nothing(store: Store) -> None:

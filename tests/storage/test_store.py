@@ -197,6 +197,15 @@ def test_write_gives_equal_bytes_for_equal_frames(put: Put) -> None:
     assert first.tables["updates"].digest == second.tables["updates"].digest
 
 
+def test_write_gives_equal_bytes_however_a_frame_was_put_together(put: Put) -> None:
+    whole = updates(rows=20_000)
+    parts = pl.concat([whole[:7], whole[7:12_000], whole[12_000:]], rechunk=False)
+    assert parts.n_chunks() == 3
+    first = put(slot(iteration=0), fingerprint(seed=1), frame=whole)
+    second = put(slot(iteration=1), fingerprint(seed=2), frame=parts)
+    assert first.tables["updates"].digest == second.tables["updates"].digest
+
+
 def test_write_keeps_the_replaced_result(store: Store, put: Put) -> None:
     put(frame=updates(loss=0.1))
     put(of=fingerprint(seed=1), frame=updates(loss=0.2))
