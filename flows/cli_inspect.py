@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli_options import DEFAULT_STORE, RunOption, StoreOption, chosen_run
-from schemas.errors import StoreError, TurnledgerError
+from flows.cli_options import DEFAULT_STORE, RunOption, StoreOption, chosen_run, write_frame
+from schemas.errors import StoreError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -148,7 +148,7 @@ def diff(
         for line in _change(row):
             console.print(line, soft_wrap=True)
     if to is not None:
-        _write(changes.rows, to)
+        write_frame(changes.rows, to)
         console.print(f"rows        {to}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -263,11 +263,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:z.4f}"
-
-
-def _write(rows: "pl.DataFrame", path: Path) -> None:
-    try:
-        with path.open("wb") as file:
-            rows.write_parquet(file)
-    except OSError as error:
-        raise TurnledgerError(f"{path} cannot be written: {error.strerror}") from error

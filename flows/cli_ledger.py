@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flows.cli_options import DEFAULT_STORE, RunOption, StoreOption, chosen_run
+from flows.cli_options import DEFAULT_STORE, RunOption, StoreOption, chosen_run, write_frame
 
 if TYPE_CHECKING:
     from storage.backend import Waste
@@ -44,7 +44,7 @@ def lineage(
     refs = find_table(opened, chosen_run(opened, run), table, iteration=iteration, split=split)
     traced = trace(opened, refs, through_policies=deep)
     if to is not None:
-        traced.frame().write_parquet(to)
+        write_frame(traced.frame(), to)
     console = Console()
     for line in lineage_lines(traced):
         # The settings at the end of a line are the part that a narrow terminal can miss.

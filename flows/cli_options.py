@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from schemas.errors import ConfigError, StoreError
+from schemas.errors import ConfigError, StoreError, TurnledgerError
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from schemas.config import RunConfig
     from storage import Store
 
@@ -119,3 +121,16 @@ def as_toml(config: "RunConfig") -> str:
         for key, value in section.items():
             lines.append(f"# {key} is unset" if value is None else f"{key} = {json.dumps(value)}")
     return "\n".join(lines)
+
+
+def write_frame(frame: "pl.DataFrame", path: Path) -> None:
+    """Writes a frame to the Parquet file that a user named.
+
+    Raises:
+        TurnledgerError: If it cannot be written.
+    """
+    try:
+        with path.open("wb") as file:
+            frame.write_parquet(file)
+    except OSError as error:
+        raise TurnledgerError(f"{path} cannot be written: {error.strerror}") from error

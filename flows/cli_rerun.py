@@ -21,6 +21,7 @@ from flows.cli_options import (
     chosen_run,
     last_stage,
     settings_of,
+    write_frame,
 )
 from flows.cli_train import in_session
 from schemas.errors import ConfigError
@@ -131,7 +132,7 @@ def plan(  # noqa: PLR0913, PLR0917, options of the command line
             raise ConfigError("the plan of a rerun needs --iteration, and takes no --config")
         planned = _plan_rerun(_asked(stage, store, run, iteration, None, overrides, until, only))
     if to is not None:
-        planned.write_parquet(to)
+        write_frame(planned, to)
     for line in plan_lines(planned, everything=everything):
         typer.echo(line)
 
@@ -247,7 +248,9 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
 
     def work() -> None:
         from flows.rerun import rerun as rerun_flow
+        from flows.sessions import start_prefect
 
+        start_prefect()
         changes[:] = rerun_flow(
             *(opened.url, source, name, asked.iteration, scope.first),
             config=asked.config,

@@ -134,8 +134,17 @@ def _train(
     typer.echo(f"run {name} in {store}")
 
     def work() -> None:
+        from flows.binding import Place
+        from flows.sessions import has_prefect_server, start_prefect
+        from flows.stored_training import go_through_stored
         from flows.train import train as train_flow
 
+        place = Place(
+            store=opened.url, run=name, iteration=0, verify=config.compute.verify, refresh=refresh
+        )
+        if not has_prefect_server() and go_through_stored(place, config):
+            return
+        start_prefect()
         train_flow(opened.url, name, config, refresh)
 
     in_session(opened, name, config, None, work)
@@ -151,7 +160,7 @@ def in_session(
 ) -> None:
     """Does the work of a flow with progress, record and lock around it."""
     from flows.progress import Display
-    from flows.sessions import session, start_prefect
+    from flows.sessions import session
 
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:
@@ -159,7 +168,6 @@ def in_session(
             session(store, run, config, parent=parent),
             Display(Console(), store, config.iterations) as display,
         ):
-            start_prefect()
             work()
     except KeyboardInterrupt as error:
         typer.echo(f"interrupted: the same command continues run {run}", err=True)

@@ -45,7 +45,7 @@ class Display:
             console=console,
             disable=not console.is_terminal,
         )
-        self._bar = self._progress.add_task("starting Prefect", total=iterations)
+        self._bar = self._progress.add_task("starting", total=iterations)
         self._lock = threading.Lock()
         self._rewards: dict[Slot, StageOutput] = {}
         self._running: dict[Slot, str] = {}

@@ -135,6 +135,13 @@ def _sections_used(scope: Scope) -> set[str]:
     )
 
 
+def has_prefect_server() -> bool:
+    """Says whether a server is configured; without one a temporary one is started."""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url is not None
+
+
 def start_prefect() -> None:
     """Starts the temporary Prefect server where none is configured, safe from Ctrl-C.
 

@@ -81,17 +81,21 @@ def train(store: str, run: str, config: RunConfig, refresh: tuple[str, ...] = ()
     log = EventLog()
 
     def on_iteration(done: Place) -> None:
-        record = place.open().run_record(run)
-        iterations = max(record.iterations_done, done.iteration)
-        place.open().save_run(
-            record.model_copy(update={"iterations_done": iterations, "status": "running"})
-        )
+        note_iteration(done)
         publish_iteration(done, log.take(done.iteration))
 
     with listening(log.note):
         policy = training(place, config, on_iteration)
     publish_accuracy(place)
     return policy
+
+
+def note_iteration(done: Place) -> None:
+    """Notes in the record of a run that an iteration is done."""
+    store = done.open()
+    record = store.run_record(done.run)
+    iterations = max(record.iterations_done, done.iteration)
+    store.save_run(record.model_copy(update={"iterations_done": iterations, "status": "running"}))
 
 
 def training(

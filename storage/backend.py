@@ -182,6 +182,17 @@ class Backend(Protocol):
         """
         ...
 
+    def collecting(self) -> AbstractContextManager[None]:
+        """Holds the store for a collection of garbage.
+
+        Where garbage could be taken over and removed at once, no other process can begin to hold
+        a run within the block.
+
+        Raises:
+            StoreError: On entering, if another process removes garbage.
+        """
+        ...
+
     def is_locked(self, run: str) -> bool:
         """Says whether a process holds the run."""
         ...

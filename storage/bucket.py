@@ -24,6 +24,7 @@ from storage.digests import canonical_json, json_digest
 from storage.files import disk_errors, write_with_digest
 from storage.folder import check_format
 from storage.layout import (
+    COLLECTION_LEASE,
     MANIFEST_FILE,
     POLICY_FOLDER,
     STORE_FILE,
@@ -58,6 +59,7 @@ class Bucket:
         self._objects, self._cache = objects, cache
         self._verify: Verify = verify
         self._held: dict[str, lease.Held] = {}
+        self._is_collecting = False
 
     @classmethod
     def open(cls, url: str, *, create: bool, verify: Verify) -> "Bucket":
@@ -204,13 +206,37 @@ class Bucket:
 
     @contextmanager
     def lock_run(self, run: str) -> Iterator[None]:
-        """Holds a run by a lease; see `storage.lease`."""
-        with lease.hold(self._objects, lease_uri(run), run) as held:
+        """Holds a run by a lease; see `storage.lease`.
+
+        The lease comes first and the look at the collection after it. A collection does it the
+        other way round, so that of two that start at once at least one sees the other.
+        """
+        refusal = (
+            f"run {run} is being trained by another process ({{who}}): wait for it, stop it, or "
+            "take another run name"
+        )
+        with lease.hold(self._objects, lease_uri(run), refusal) as held:
+            if not self._is_collecting:
+                lease.refuse_while_held(self._objects, COLLECTION_LEASE, self._in_collection)
             self._held[run] = held
             try:
                 yield
             finally:
                 del self._held[run]
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keeps others from holding runs; see `lock_run`."""
+        with lease.hold(self._objects, COLLECTION_LEASE, self._in_collection):
+            self._is_collecting = True
+            try:
+                yield
+            finally:
+                self._is_collecting = False
+
+    @property
+    def _in_collection(self) -> str:
+        return f"garbage of {self.url} is being removed ({{who}}): try again when that is done"
 
     def is_locked(self, run: str) -> bool:
         """Says whether a process holds the run; see `lease.is_held` for what cannot be told."""

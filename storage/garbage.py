@@ -85,11 +85,12 @@ def remove_garbage(store: Store, waste: Waste, removed: Callable[[], Any] = lamb
         removed: Called after every file.
 
     Raises:
-        StoreError: While any run is being trained, naming it, or if the store cannot be written.
+        StoreError: While any run is being trained, naming it, while another process removes
+            garbage, or if the store cannot be written.
     """
-    refuse_while_trained(store)
     backend = store.backend
-    with backend.errors("clean", ""):
+    with backend.errors("clean", ""), backend.collecting():
+        refuse_while_trained(store)
         kept = _kept(backend)
         # First: a hint to garbage may be the only way to a result that another run shares.
         backend.redirect(kept)

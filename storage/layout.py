@@ -17,6 +17,7 @@ manifest alone; the bytes of all files, and the list of files of a checkpoint, a
 
 blobs/<d[:2]>/<digest>         bytes, named by their SHA-256
 run=<run>/lease.json           who trains the run
+collection.json                who removes garbage
 """
 
 import re
@@ -37,6 +38,7 @@ STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.json"
 POLICY_FOLDER = "policy"
 REPLACED = "replaced"
+COLLECTION_LEASE = "collection.json"
 PICTURE_FILE = "accuracy.png"
 
 Split = Literal["train", "evaluation"]

@@ -1,4 +1,4 @@
-"""Holds a run whose store is a bucket: no lock there ends with the process that holds it.
+"""Holds a run, or the collection, of a store in a bucket: no lock there ends with its process.
 
 The holder renews its lease, an object with a counter. Who wants it watches the counter by its own
 clock, so no two clocks are ever compared. On the holder's own machine its process is looked up.
@@ -28,7 +28,7 @@ _LOOK_S = 0.5
 
 
 class Lease(BaseModel):
-    """Who holds a run."""
+    """Who holds a run or a collection."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -105,22 +105,36 @@ class Held:
 
 
 @contextmanager
-def hold(objects: Objects, key: str, run: str) -> Iterator[Held]:
-    """Holds a run for this process.
+def hold(objects: Objects, key: str, refusal: str) -> Iterator[Held]:
+    """Holds a lease for this process.
+
+    Args:
+        objects: Where the lease is.
+        key: Its key.
+        refusal: What to say if another process holds it; `{who}` is put in.
 
     Raises:
-        StoreError: On entering, if another process holds the run.
+        StoreError: On entering, if another process holds it.
     """
     lease = Lease.mine()
-    held = Held(objects, key, lease, _acquire(objects, key, run, lease))
+    held = Held(objects, key, lease, _acquire(objects, key, refusal, lease))
     try:
         yield held
     finally:
         held.release()
 
 
+def refuse_while_held(objects: Objects, key: str, refusal: str) -> None:
+    """Refuses while another process holds a lease; waits where the holder may be dead.
+
+    Raises:
+        StoreError: If another process holds it.
+    """
+    _seen_free(objects, key, refusal, None, time.monotonic)
+
+
 def is_held(objects: Objects, key: str) -> bool:
-    """Says whether a process holds the run, as far as can be told without waiting.
+    """Says whether a process holds a lease, as far as can be told without waiting.
 
     A holder that died on another machine still counts, until somebody has waited for it.
     """
@@ -132,33 +146,39 @@ def is_held(objects: Objects, key: str) -> bool:
 def _acquire(
     objects: Objects,
     key: str,
-    run: str,
+    refusal: str,
     mine: Lease,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
+    while True:
+        present = _seen_free(objects, key, refusal, mine, clock)
+        if present is not None and present.content == mine.content():
+            return present.etag  # our own put, whose answer was lost
+        taken = (
+            objects.create(key, mine.content())
+            if present is None
+            else objects.exchange(key, mine.content(), present.etag)
+        )
+        if taken is not None:
+            return taken
+
+
+def _seen_free(
+    objects: Objects, key: str, refusal: str, mine: Lease | None, clock: Callable[[], float]
+) -> Object | None:
+    """Returns what is in the place of a lease that nobody else holds; null if there is nothing."""
     seen: Lease | None = None
     since = clock()
     while True:
         present = objects.get(key)
         lease = None if present is None else _parsed(present)
-        if present is not None and lease is not None and lease.holder == mine.holder:
-            return present.etag  # our own put, whose answer was lost
-        stood_still = lease is not None and lease == seen and clock() - since > LEASE_S
-        if lease is None or lease.is_over or stood_still:
-            taken = (
-                objects.create(key, mine.content())
-                if present is None
-                else objects.exchange(key, mine.content(), present.etag)
-            )
-            if taken is not None:
-                return taken
-            continue  # somebody was faster: look who
+        if lease is None or lease.is_over or lease == mine:
+            return present
+        if lease == seen and clock() - since > LEASE_S:
+            return present
         if lease.is_here or (seen is not None and lease != seen):
             who = f"pid {lease.pid}" + ("" if lease.is_here else " on another machine")
-            raise StoreError(
-                f"run {run} is being trained by another process ({who}): wait for it, stop it, "
-                "or take another run name"
-            )
+            raise StoreError(refusal.format(who=who))
         if seen is None:
             seen, since = lease, clock()
         time.sleep(_LOOK_S)

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -34,6 +35,8 @@ _REQUEST_S = 6 * 3600
 _RETRIES = 4
 _RETRYING_S = 15
 """After this time a failed request is not tried again: a dead server is told in half a minute."""
+_CONFLICT_WAITS_S = (0.1, 0.4, 1.6)
+"""Between attempts to make an object that another request is about to make."""
 _PARALLEL = 8
 _STREAM_BYTES = 1 << 20
 _PART_BYTES = 8 << 20
@@ -140,12 +143,24 @@ class Objects:
             )
 
     def create(self, key: str, content: bytes) -> str | None:
-        """Makes an object and returns its etag; null if there was one already."""
-        with self._told("write", key):
-            try:
-                return obstore.put(self._store, key, content, mode="create")["e_tag"] or ""
-            except AlreadyExistsError:
-                return None
+        """Makes an object and returns its etag; null if there was one already.
+
+        S3 answers 409 while another request for the key is under way, which may come to nothing,
+        and the client takes that for an object. So it is looked up, and else tried again.
+        """
+        for wait_s in (*_CONFLICT_WAITS_S, None):
+            with self._told("write", key):
+                try:
+                    return obstore.put(self._store, key, content, mode="create")["e_tag"] or ""
+                except AlreadyExistsError as error:
+                    if self.size(key) is not None:
+                        return None
+                    conflict = error
+            if wait_s is not None:
+                time.sleep(wait_s)
+        raise StoreUnavailable(
+            f"cannot write {self.url}/{key}: other requests for it are under way, try again"
+        ) from conflict
 
     def exchange(self, key: str, content: bytes, etag: str) -> str | None:
         """Replaces one version of an object and returns the new etag; null if it is not there."""

@@ -12,23 +12,20 @@ from schemas.errors import StoreError
 from schemas.refs import Ref, StageOutput, TableRef
 from storage import runs
 from storage.backend import Backend
-from storage.digests import files_below
 from storage.environment import Environment
 from storage.fingerprints import Fingerprint, explain
 from storage.folder import Folder
-from storage.layout import POLICY_FOLDER, REPLACED, Layout, Slot, record_uri, run_uri
-from storage.manifests import Manifest, StoredTable
+from storage.layout import REPLACED, Layout, Slot, record_uri, run_uri
+from storage.manifests import Manifest
 from storage.runs import RunRecord
+from storage.staged import write_policy, write_tables
 from storage.tables import (
     check_version,
-    known_table,
-    parquet_bytes,
     read_typed,
     upgraded_scan,
     validated,
-    without_measured,
 )
-from storage.verification import StoredFile, Verify, described_bytes, described_file
+from storage.verification import Verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +172,9 @@ class Store:
             raise ValueError("checkpoint_writer and policy_version go together")
         frames = {name: validated(name, frame) for name, frame in tables.items()}
         with self._backend.errors("write", slot.uri), self._backend.staging() as staged:
-            files, described = {}, {}
-            for name, frame in frames.items():
-                files[f"{name}.parquet"], described[name] = _write_table(staged, name, frame)
+            files, described = write_tables(staged, frames)
             if checkpoint_writer is not None:
-                (staged / POLICY_FOLDER).mkdir()
-                checkpoint_writer(staged / POLICY_FOLDER)
-                for file in files_below(staged / POLICY_FOLDER):
-                    name = f"{POLICY_FOLDER}/{file}"
-                    files[name] = described_file(staged / name)
+                files |= write_policy(staged, checkpoint_writer)
             manifest = Manifest(
                 slot=slot,
                 fingerprint=fingerprint,
@@ -405,15 +396,3 @@ def _origin(uri: str, manifest: Manifest) -> str:
     if uri.startswith(f"{REPLACED}/"):
         return f"reused from {manifest.slot.uri} (replaced since)"
     return f"reused from {uri}"
-
-
-def _write_table(folder: Path, name: str, frame: pl.DataFrame) -> tuple[StoredFile, StoredTable]:
-    content = parquet_bytes(frame)
-    (folder / f"{name}.parquet").write_bytes(content)
-    counting = without_measured(name, frame)
-    described = StoredTable(
-        rows=frame.height,
-        schema_version=known_table(name).version,
-        content=None if counting is None else described_bytes(parquet_bytes(counting)).digest,
-    )
-    return described_bytes(content), described

@@ -5,6 +5,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage import Store
+
 SMALL = (
     "iterations=2",
     "cold_start.steps=40",
@@ -66,3 +68,14 @@ class Cli:
 def sets(*overrides: str) -> list[str]:
     """Turns overrides into command-line options."""
     return [part for override in overrides for part in ("--set", override)]
+
+
+def contents(store: Store, run: str = "small") -> dict[str, str]:
+    """Returns the digest of every table and policy of a run, timings left out, by its place."""
+    digests: dict[str, str] = {}
+    for uri, manifest in store.results(run):
+        output = manifest.output(uri)
+        digests |= {ref.uri: ref.content for ref in output.tables.values()}
+        if output.checkpoint is not None:
+            digests[output.checkpoint.uri] = output.checkpoint.digest
+    return digests

@@ -7,23 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import SMALL, Cli, sets
+from small_runs import SMALL, Cli, contents, sets
 
 from storage import Store
 
 STAGE_RUNS = 59
 """Of the small training, so that every one of them may be the last before a kill."""
-
-
-def contents(store: Path, run: str = "small") -> dict[str, str]:
-    """Returns the digest of every table and policy of a run, timings left out, by its place."""
-    digests: dict[str, str] = {}
-    for uri, manifest in Store.open(store).results(run):
-        output = manifest.output(uri)
-        digests |= {ref.uri: ref.content for ref in output.tables.values()}
-        if output.checkpoint is not None:
-            digests[output.checkpoint.uri] = output.checkpoint.digest
-    return digests
 
 
 def start_and_kill(cli: Cli, store: Path, luck: random.Random) -> None:
@@ -44,7 +33,7 @@ def check_a_kill(cli: Cli, trained: Path, store: Path, seed: int) -> None:
     for _ in range(luck.choice([1, 1, 2])):
         start_and_kill(cli, store, luck)
     cli.train(store)
-    assert contents(store) == contents(trained)
+    assert contents(Store.open(store)) == contents(Store.open(trained))
     assert Store.open(store).run_record("small").status == "finished"
 
 

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,8 +23,9 @@ from storage_builders import fingerprint, slot
 from schemas.errors import StoreError
 from storage import Store, bucket_garbage
 from storage.digests import files_below
-from storage.garbage import drop_run, find_garbage, remove_garbage, restore_run
+from storage.garbage import Garbage, drop_run, find_garbage, remove_garbage, restore_run
 from storage.layout import blob_uri
+from storage.objects import Objects
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -96,7 +99,8 @@ def test_nothing_but_runs_is_left_in_a_bucket(bucket: Store) -> None:
     blobs |= {blob_uri(m.output("").checkpoint.digest) for m in manifests}  # type: ignore[union-attr]
     assert set(objects_of(bucket, "blobs/")) == blobs
     names = {key.partition("/")[0] for key in objects_of(bucket)}
-    assert names == {"store.json", "blobs", "index", "run=a", "run=b", "run=d"}
+    known = {"store.json", "collection.json", "blobs", "index"}
+    assert names == {*known, "run=a", "run=b", "run=d"}
 
 
 steps = st.lists(
@@ -219,7 +223,7 @@ def test_unknown_objects_stay(bucket: Store) -> None:
     for key in keys:
         client_of(bucket).put_object(**place_of(bucket, key), Body=b"mine")
     collect(bucket)
-    assert set(objects_of(bucket)) == {"store.json", *keys}
+    assert set(objects_of(bucket)) == {"store.json", "collection.json", *keys}
 
 
 @on_both
@@ -439,6 +443,62 @@ def test_trainings_beside_collections_read_what_they_wrote(store: Store, start: 
     assert heard(trainer) == "done"
     assert rounds > 3
     assert verify(store, "trained") == 3
+
+
+ADOPTER = """
+import sys
+from run_builders import put_result, record
+from schemas.errors import StoreError
+from storage import Store
+from storage_builders import fingerprint, slot
+store = Store.open(sys.argv[1])
+print("ready", flush=True)
+for _ in sys.stdin:
+    try:
+        with store.lock_run("trained"):
+            place = slot(run="trained")
+            output = store.find(place, fingerprint(seed=0)).output or put_result(store, place, 0)
+            store.save_run(record("trained"))
+            print("took it", flush=True)
+            sys.stdin.readline()
+            store.path(output.checkpoint)
+            store.read(output.tables["updates"])
+            print("read it", flush=True)
+    except StoreError as error:
+        print(error, flush=True)
+"""
+
+
+def test_a_training_that_starts_amid_a_collection_in_a_bucket_takes_no_garbage(
+    bucket: Store, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins after the collection has read what is kept, and before a blob goes."""
+    put_run(bucket, "dropped", {0: 0})
+    drop_run(bucket, "dropped")
+    adopter = start(ADOPTER, bucket.url)
+    assert heard(adopter) == "ready"
+    told: list[str] = []
+    remove = bucket_garbage.remove
+
+    def remove_after_its_start(objects: Objects, garbage: Garbage, *rest: Any) -> None:
+        if garbage.kind == "blobs":
+            say(adopter)
+            told.append(heard(adopter))
+        remove(objects, garbage, *rest)
+
+    monkeypatch.setattr(bucket_garbage, "remove", remove_after_its_start)
+    waste = find_garbage(bucket)
+    # As if it had looked at the manifest of the dropped run just before that went.
+    blobs = [item for item in waste.items if item.kind == "blobs"]
+    remove_garbage(bucket, replace(waste, items=blobs))
+    say(adopter)
+    if told == ["took it"]:
+        pytest.fail(f"it took garbage over: {heard(adopter)}")
+    assert "is being removed" in told[0]
+    assert heard(adopter) == "took it"
+    say(adopter)
+    assert heard(adopter) == "read it"
+    assert verify(bucket, "trained") == 1
 
 
 def test_young_blobs_are_kept_and_told(bucket: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,8 @@ Start = Callable[..., subprocess.Popen[str]]
 KEY = "run=demo/lease.json"
 
 
-def leave(bucket: Store, left: Lease) -> None:
-    client_of(bucket).put_object(**place_of(bucket, KEY), Body=left.content())
+def leave(bucket: Store, left: Lease, key: str = KEY) -> None:
+    client_of(bucket).put_object(**place_of(bucket, key), Body=left.content())
 
 
 def present(bucket: Store) -> Lease:
@@ -109,6 +109,27 @@ def test_who_lost_the_run_can_change_its_record_no_more(bucket: Store) -> None:
         with pytest.raises(StoreError, match="run demo was taken over by another process"):
             bucket.save_run(saved)
     assert present(bucket) == theirs
+
+
+@pytest.mark.usefixtures("short")
+def test_no_run_can_be_held_while_garbage_is_removed(bucket: Store) -> None:
+    other = Store.open(bucket.url)
+    with bucket.backend.collecting():
+        message = r"garbage of s3://.* is being removed \(pid \d+\)"
+        with pytest.raises(StoreError, match=message), other.lock_run("demo"):
+            pass
+        with bucket.lock_run("demo"):
+            pass
+    with other.lock_run("demo"):
+        pass
+
+
+@pytest.mark.usefixtures("short")
+def test_a_collection_that_died_on_another_machine_keeps_nobody_out(bucket: Store) -> None:
+    leave(bucket, elsewhere(), "collection.json")
+    started = time.monotonic()
+    with bucket.lock_run("demo"):
+        assert time.monotonic() - started > lease.LEASE_S
 
 
 def test_one_of_two_that_start_at_once_gets_the_run(bucket: Store, start: Start) -> None:

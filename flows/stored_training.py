@@ -1,0 +1,45 @@
+"""A training of which every result is stored: gone through again without Prefect.
+
+A temporary Prefect server takes longer to start than all results of a training to be verified,
+and there is nothing for it to schedule. Where a server is configured the flow runs as always, so
+that its pages show every run.
+"""
+
+import polars as pl
+
+from flows.binding import Place, StageRun, compute_and_keep, look_up
+from flows.plan import plan_training
+from flows.stage_tasks import planning
+from flows.train import note_iteration, training
+from schemas.config import RunConfig
+from schemas.refs import StageOutput
+from storage import Slot
+
+
+def go_through_stored(place: Place, config: RunConfig) -> bool:
+    """Verifies and tells every stage run of a training, if there is nothing to compute.
+
+    Returns:
+        Whether it was so; if not, nothing was done.
+
+    Raises:
+        TurnledgerError: If the store, a problem file or a policy cannot be read.
+    """
+    if place.refresh or plan_training(place, config).filter(pl.col("action") != "hit").height:
+        return False
+    with planning(_WithoutPrefect()):
+        training(place, config, note_iteration)
+    return True
+
+
+class _WithoutPrefect:
+    """Runs stages at once; a `Planner` of `flows.stage_tasks`."""
+
+    def stage(self, run: StageRun) -> StageOutput:
+        """Returns the stored result; one that was damaged since the plan is computed again."""
+        found = look_up(run)
+        return found.output or compute_and_keep(run, found.reason)
+
+    def adoption(self, place: Place, source: Slot, target: Slot) -> StageOutput | None:
+        """Gives a slot the result of another one."""
+        return place.open().adopt(source, target)
