@@ -18,7 +18,10 @@ def adopt(place: Place, source: Slot, target: Slot) -> StageOutput | None:
         target: Where it shall be as well.
 
     Returns:
-        The result in its new slot; null if the source is empty or damaged.
+        The result in its new slot; null if the source is empty.
+
+    Raises:
+        StoreError: If the source is damaged.
     """
     planner = planner_at_work()
     if planner is not None:
@@ -34,11 +37,11 @@ def taken_over(source: Slot, place: Place, target: Slot) -> StageOutput:
     """Does as `adopt`, for a result that there must be.
 
     Raises:
-        StoreError: If there is nothing usable.
+        StoreError: If there is nothing, or it is damaged.
     """
     output = adopt(place, source, target)
     if output is None:
-        raise StoreError(f"nothing usable is stored in {source.uri}: rerun an earlier stage")
+        raise StoreError(f"nothing is stored in {source.uri}: rerun an earlier stage")
     return output
 
 

@@ -81,6 +81,8 @@ class StageRun:
     """Seed of a stage that draws at random."""
     compute: Callable[[], Produced]
     """Reads the inputs and does the work."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows of its tables, where they are known before it has run."""
 
     @property
     def fingerprint(self) -> Fingerprint:

@@ -53,6 +53,11 @@ def main() -> None:
     except TurnledgerError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except OSError as error:
+        # A path that no other place has told about: its name is too long, or it may not be read.
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {place}{error.strerror or error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

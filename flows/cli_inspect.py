@@ -11,7 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli_options import DEFAULT_STORE, RunOption, StoreOption, chosen_run, write_frame
+from flows.cli_options import (
+    DEFAULT_STORE,
+    RunOption,
+    StoreOption,
+    chosen_run,
+    usual_split,
+    write_frame,
+)
 from schemas.errors import StoreError
 
 if TYPE_CHECKING:
@@ -70,7 +77,7 @@ def show(
 
     opened = Store.open(store)
     name = chosen_run(opened, run)
-    place = split or ("evaluation" if table == "evaluations" else "train")
+    place = split or usual_split(table)
     frame = open_table(store, name, table, split=place)
     if iteration is not None:
         frame = frame.filter(pl.col("iteration") == iteration)

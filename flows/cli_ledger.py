@@ -10,7 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flows.cli_options import DEFAULT_STORE, RunOption, StoreOption, chosen_run, write_frame
+from flows.cli_options import (
+    DEFAULT_STORE,
+    RunOption,
+    StoreOption,
+    chosen_run,
+    usual_split,
+    write_frame,
+)
 
 if TYPE_CHECKING:
     from storage.backend import Waste
@@ -24,7 +31,7 @@ def lineage(
         int | None,
         typer.Option("--iteration", min=0, help="Iteration; left out, the last that has it."),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="train or evaluation.")] = "train",
+    split: Annotated[str | None, typer.Option("--split", help="train or evaluation.")] = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Go on behind policies, back to the cold start.")
     ] = False,
@@ -41,7 +48,8 @@ def lineage(
     from storage.lineage import find_table, trace
 
     opened = Store.open(store)
-    refs = find_table(opened, chosen_run(opened, run), table, iteration=iteration, split=split)
+    place = split or usual_split(table)
+    refs = find_table(opened, chosen_run(opened, run), table, iteration=iteration, split=place)
     traced = trace(opened, refs, through_policies=deep)
     if to is not None:
         write_frame(traced.frame(), to)

@@ -1,5 +1,6 @@
 """What the commands share: options, reading of settings, and which run is meant."""
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -110,6 +111,11 @@ def chosen_run(store: "Store", run: str | None) -> str:
     return max(records, key=lambda record: record.updated_at).name
 
 
+def usual_split(table: str) -> str:
+    """Returns where the table of a run usually is."""
+    return "evaluation" if table == "evaluations" else "train"
+
+
 def as_toml(config: "RunConfig") -> str:
     """Writes settings as TOML; a null is a comment, as TOML has none."""
     lines = []
@@ -129,8 +135,9 @@ def write_frame(frame: "pl.DataFrame", path: Path) -> None:
     Raises:
         TurnledgerError: If it cannot be written.
     """
+    content = io.BytesIO()  # a file that is there stays as it is until all is ready
+    frame.write_parquet(content)
     try:
-        with path.open("wb") as file:
-            frame.write_parquet(file)
+        path.write_bytes(content.getvalue())
     except OSError as error:
         raise TurnledgerError(f"{path} cannot be written: {error.strerror}") from error

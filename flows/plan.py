@@ -111,7 +111,7 @@ class LedgerPlanner:
             sure, waiting = _why_waiting(run, old, waits)
             action: Action = "run" if sure else "depends"
             self._note(run.slot, action, "; ".join([*sure, waiting]), old)
-            return _expected(run.slot, old)
+            return _expected(run, old)
         found = self._store.look(run.slot, run.fingerprint)
         if found.output is not None:
             self._note(run.slot, "hit", found.reason, old)
@@ -120,11 +120,15 @@ class LedgerPlanner:
         if found.expected is None and old is not None:
             reason = "; ".join(explain(run.fingerprint, old.fingerprint)) or reason
         self._note(run.slot, "run", reason, old)
-        return found.expected or _expected(run.slot, old)
+        return found.expected or _expected(run, old)
 
     def adoption(self, place: Place, source: Slot, target: Slot) -> StageOutput | None:
-        """Notes that a result would be taken over; returns null where there is none."""
-        manifest = self._store.manifest(source)
+        """Notes that a result would be taken over; returns null where there is none.
+
+        Raises:
+            StoreError: If it is damaged, as taking it over would.
+        """
+        manifest = self._store.verified(source)
         if manifest is None:
             return None
         if source != target:
@@ -176,11 +180,12 @@ def _is_pending(ref: Ref) -> bool:
     return ref.content.startswith(_PENDING)
 
 
-def _expected(slot: Slot, old: Manifest | None) -> StageOutput:
+def _expected(run: StageRun, old: Manifest | None) -> StageOutput:
     """Returns an output whose content is not known yet."""
-    spec = STAGES[slot.stage]
+    slot, spec = run.slot, STAGES[run.slot.stage]
     pending = _PENDING + slot.uri
-    known = {} if old is None else old.output(slot.uri).tables
+    before = {} if old is None else old.output(slot.uri).tables
+    rows = {name: ref.rows for name, ref in before.items()} | dict(run.rows)
     tables = {
         name: TableRef(
             uri=f"{slot.uri}/{name}.parquet",
@@ -188,7 +193,7 @@ def _expected(slot: Slot, old: Manifest | None) -> StageOutput:
             digest=pending,
             content=pending,
             # As many rows as are asked for: how many there will be nobody knows.
-            rows=known[name].rows if name in known else 2**31 - 1,
+            rows=rows.get(name, 2**31 - 1),
             schema_version=TABLES[name].version,
         )
         for name in spec.tables

@@ -25,7 +25,8 @@ def plan_lines(planned: pl.DataFrame, *, everything: bool = False) -> Iterator[s
 def _folded(planned: pl.DataFrame) -> pl.DataFrame:
     return planned.group_by(_ONE_STAGE, maintain_order=True).agg(
         pl.col("shard", "turn").drop_nulls().unique().sort(),
-        pl.col("last_s").sum(),
+        # A sum of no known time is none, and not 0.
+        pl.when(pl.col("last_s").is_not_null().any()).then(pl.col("last_s").sum()),
         slots=pl.len(),
     )
 

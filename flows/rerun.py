@@ -6,6 +6,7 @@ branch holds all that it builds on, so it can be trained on, exported, and outli
 which stays as it is.
 """
 
+import itertools
 from typing import Any
 
 from prefect import flow
@@ -18,6 +19,7 @@ from flows.compare import diff
 from flows.credit_tasks import advantages_task
 from flows.events import listening
 from flows.sampling_tasks import execution_task, rollout_task
+from flows.sessions import stored_config
 from flows.task_inputs import Shard
 from flows.train import (
     SHARDS_AT_ONCE,
@@ -28,6 +30,7 @@ from flows.train import (
     load_problem_sets,
     results_of,
     sampling_of,
+    shard_count,
     submit_rewards,
     submit_rollout,
     submit_shaping,
@@ -220,28 +223,42 @@ def _executed_alone(
 
 
 def _stored_shards(old: Place) -> list[Shard]:
-    """Returns the shards that a stored rollout has.
+    """Returns the shards of a stored rollout, all of whose turns are there.
 
     Raises:
-        StoreError: If it has none.
+        StoreError: If there is no rollout, or one that was interrupted or has lost a result. What
+            builds on it would take trajectories for finished that are not.
     """
-    store, count = old.open(), 0
-    while store.manifest(old.slot("rollout", shard=count, turn=0)) is not None:
-        count += 1
-    if count == 0:
+    store = old.open()
+    slot = old.slot("prompts")
+    manifest = store.manifest(slot)
+    if manifest is None:
         raise StoreError(f"run {old.run} holds no rollout of iteration {old.iteration}")
-    return [Shard(index=index, of=count) for index in range(count)]
+    config = stored_config(store.run_record(old.run)).rollout
+    count = shard_count(config.shards, manifest.output(slot.uri).tables["prompts"])
+    shards = [Shard(index=index, of=count) for index in range(count)]
+    for stage in ("rollout", "execution"):
+        for shard, turn in itertools.product(shards, range(_turns_of(old, stage))):
+            slot = old.slot(stage, shard=shard.index, turn=turn)
+            if store.manifest(slot) is None:
+                raise StoreError(
+                    f"the rollout of iteration {old.iteration} in run {old.run} is not complete, "
+                    f"{slot.uri} is missing: `turnledger train --run {old.run}` makes it"
+                )
+    return shards
+
+
+def _turns_of(old: Place, stage: str) -> int:
+    """Returns how many turns a stored rollout has, or its execution: the last turn has none."""
+    turns = stored_config(old.open().run_record(old.run)).rollout.max_turns
+    return turns if stage == "rollout" else turns - 1
 
 
 def _stored_turns(old: Place, stage: str, shard: Shard) -> list[StageOutput]:
     """Returns what a stage stored for each turn of a shard, in their order."""
-    outputs: list[StageOutput] = []
-    while True:
-        slot = old.slot(stage, shard=shard.index, turn=len(outputs))
-        manifest = old.open().manifest(slot)
-        if manifest is None:
-            return outputs
-        outputs.append(manifest.output(slot.uri))
+    slots = [old.slot(stage, shard=shard.index, turn=turn) for turn in range(_turns_of(old, stage))]
+    manifests = [old.open().manifest(slot) for slot in slots]
+    return [m.output(slot.uri) for slot, m in zip(slots, manifests, strict=True) if m is not None]
 
 
 def _taken_turns(old: Place, new: Place, stage: str, shard: Shard) -> list[StageOutput]:
@@ -252,7 +269,7 @@ def _taken_turns(old: Place, new: Place, stage: str, shard: Shard) -> list[Stage
             new,
             new.slot(stage, shard=shard.index, turn=turn),
         )
-        for turn in range(len(_stored_turns(old, stage, shard)))
+        for turn in range(_turns_of(old, stage))
     ]
 
 

@@ -118,6 +118,7 @@ def prompts_task(
     """Picks the problems of an iteration or of an evaluation and makes their prompts."""
     train = place.split == "train"
     count = config.rollout.prompts if train else config.evaluation.problems
+    wanted = count if train or problems is None else min(count, problems.rows)
     iteration = place.iteration if train else 1
     seed = derive_seed(config.seed, "prompts", place.split)
 
@@ -131,7 +132,6 @@ def prompts_task(
             )
         else:
             known = Problems.validate(place.open().read(problems))
-            wanted = count if train else min(count, len(known))
             picked = pick_problems(known, wanted, iteration=iteration, seed=seed)
         dialogue = dialogue_of(place.store, tokenizer)
         return Produced(tables={"prompts": make_prompts(picked, encode=dialogue.encode_prompts)})
@@ -151,6 +151,7 @@ def prompts_task(
         inputs=inputs,
         seed=seed,
         compute=compute,
+        rows={"prompts": wanted},
     )
 
 

@@ -206,6 +206,11 @@ def sampling_of(place: Place, config: RunConfig) -> Sampling:
     return Sampling(config=rollout, compute=config.compute, seed=seed)
 
 
+def shard_count(wanted: int, prompts: TableRef) -> int:
+    """Returns into how many shards the groups of a rollout are divided; none is empty."""
+    return min(wanted, prompts.rows)
+
+
 def submit_rollout(
     place: Place,
     prompts: TableRef,
@@ -219,7 +224,7 @@ def submit_rollout(
     `first` is the policy whose tokenizer all share.
     """
     sampling = sampling_of(place, config)
-    shards = min(sampling.config.shards, prompts.rows)
+    shards = shard_count(sampling.config.shards, prompts)
     chains = [Chain(Shard(index=index, of=shards), [], []) for index in range(shards)]
     for turn in range(sampling.config.max_turns):
         for chain in chains:

@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict
 
+FOREIGN = "foreign"
+"""Name of a reference to files from outside the store."""
+
 
 class Ref(BaseModel):
     """Points at one output of one stage run inside a store.

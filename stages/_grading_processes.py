@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import IO
 
@@ -29,6 +30,9 @@ START_TIME_S = 120.0
 
 PROCESSES = min(os.cpu_count() or 1, 8)
 """Most children at a time."""
+
+_SOURCE = Path(_grading_worker.__file__).read_text()
+"""Read once: a child that is started later must not run what the file was edited to meanwhile."""
 
 _BATCH = 16
 """Pairs that one child compares in a row; pairs of a group are neighbours and share the answer."""
@@ -78,7 +82,7 @@ class _Child:
                     start_new_session=True,  # a Ctrl-C in the terminal is not for it
                 )
             except OSError as error:
-                raise TurnledgerError(f"grading cannot start {self.command}: {error}") from error
+                raise TurnledgerError(f"grading cannot start {sys.executable}: {error}") from error
             try:
                 line = self._read_line(START_TIME_S)
             except BaseException:
@@ -182,9 +186,8 @@ class _Comparison:
 
 
 def _command() -> list[str]:
-    # By path and with -P: neither the working directory nor the way of installing matters,
-    # and nothing lying about there can take the place of an imported module.
-    return [sys.executable, "-P", _grading_worker.__file__]
+    # With -P: nothing that lies in the working directory can take the place of a module.
+    return [sys.executable, "-P", "-c", _SOURCE]
 
 
 def _idle_child() -> _Child | None:

@@ -5,11 +5,12 @@ Knows what a row is and nothing of stages, flows or models.
 
 from storage.closures import module_closure
 from storage.fingerprints import Fingerprint, explain
+from storage.found import Found
 from storage.layout import Slot
 from storage.problems import LoadedProblems, load_problems
 from storage.runs import RunParent, RunRecord
 from storage.scans import MissingTableError, open_table
-from storage.store import Found, Store
+from storage.store import Store
 from storage.verification import Verify
 
 __all__ = [

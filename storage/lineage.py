@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import polars as pl
+from pydantic import ValidationError
 
 from schemas.errors import StoreError
-from schemas.refs import Ref
+from schemas.refs import FOREIGN, Ref
 from storage.layout import Slot
 from storage.manifests import Manifest
 from storage.store import Store
@@ -80,11 +81,13 @@ class Lineage:
 
 
 def slot_of(uri: str) -> Slot | None:
-    """Returns the slot that a reference points into; null for a place outside the store."""
+    """Returns the slot that a place in the store belongs to; null for one that is no slot's."""
     parts = dict(part.split("=", 1) for part in uri.split("/") if "=" in part)
-    if not {"run", "iteration", "split", "stage"} <= parts.keys():
+    try:
+        slot = Slot.model_validate(parts)
+    except ValidationError:
         return None
-    return Slot.model_validate(parts)
+    return slot if f"{uri}/".startswith(f"{slot.uri}/") else None
 
 
 def find_table(
@@ -141,7 +144,8 @@ def trace(store: Store, refs: Iterable[Ref], *, through_policies: bool = False) 
 
 
 def _node(store: Store, ref: Ref, child: Slot | None) -> Node:
-    slot = slot_of(ref.uri)
+    # What comes from outside may lie anywhere, in a slot of this or another store too.
+    slot = None if ref.name == FOREIGN else slot_of(ref.uri)
     if slot is None:
         return Node(ref, "outside")
     places = [slot]

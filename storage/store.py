@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from storage.backend import Backend
 from storage.environment import Environment
 from storage.fingerprints import Fingerprint, explain
 from storage.folder import Folder
+from storage.found import Found
 from storage.layout import REPLACED, Layout, Slot, record_uri, run_uri
 from storage.manifests import Manifest
 from storage.runs import RunRecord
@@ -26,24 +26,6 @@ from storage.tables import (
     validated,
 )
 from storage.verification import Verify
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Answer of `Store.find` and `Store.look`."""
-
-    output: StageOutput | None
-    """The verified result; null if the stage must run."""
-    reason: str
-    """Why there is a result, or why the stage must run, in one line."""
-    expected: StageOutput | None = None
-    """What running the stage will give again: the slot has a result of this fingerprint, and its
-    files are damaged or missing. Null in all other cases."""
-
-    @property
-    def is_hit(self) -> bool:
-        """Whether there is a result."""
-        return self.output is not None
 
 
 class Store:
@@ -226,15 +208,15 @@ class Store:
         """Gives a slot the result of another one as it is stored, whatever made it.
 
         Returns:
-            The result in its new slot; null if the source is empty or damaged.
+            The result in its new slot; null if the source is empty.
 
         Raises:
-            StoreError: If the store cannot be written.
+            StoreError: If the source is damaged, or the store cannot be written.
         """
+        wanted = self.manifest(source)
+        if wanted is None:
+            return None
         with self._backend.errors("use", target.uri):
-            wanted = self._backend.inspect(source.uri).manifest
-            if wanted is None:
-                return None
             here = self._backend.inspect(target.uri).manifest
             if (
                 here is not None
@@ -243,7 +225,23 @@ class Store:
             ):
                 return here.output(target.uri)
             adopted = self._take(source.uri, target, wanted)
-        return adopted.output(target.uri) if isinstance(adopted, Manifest) else None
+        if not isinstance(adopted, Manifest):
+            raise self._damaged(source, adopted)
+        return adopted.output(target.uri)
+
+    def verified(self, slot: Slot) -> Manifest | None:
+        """Returns the manifest of what is in a slot, whose files are right; null if it is empty.
+
+        Raises:
+            StoreError: If the result is damaged.
+        """
+        manifest = self.manifest(slot)
+        if manifest is not None:
+            with self._backend.errors("read", slot.uri):
+                problem = self._backend.content_problem(slot.uri, manifest)
+            if problem is not None:
+                raise self._damaged(slot, problem)
+        return manifest
 
     def manifest(self, slot: Slot) -> Manifest | None:
         """Returns the manifest of what is in a slot; null for an empty slot.
@@ -254,8 +252,7 @@ class Store:
         with self._backend.errors("read", slot.uri):
             here = self._backend.inspect(slot.uri)
         if here.problem is not None:
-            address = self._backend.address(slot.uri)
-            raise StoreError(f"{here.problem} in {address}: run its stage again")
+            raise self._damaged(slot, here.problem)
         return here.manifest
 
     def results(self, run: str | None = None) -> Iterator[tuple[str, Manifest]]:
@@ -334,6 +331,12 @@ class Store:
             StoreError: On entering, if another process holds the run.
         """
         return self._backend.lock_run(name)
+
+    def _damaged(self, slot: Slot, problem: str) -> StoreError:
+        return StoreError(
+            f"{problem} in {self._backend.address(slot.uri)}: `turnledger train --run {slot.run}` "
+            "makes it again"
+        )
 
     def _search(
         self,

@@ -46,7 +46,7 @@ from schemas.errors import ExecutorError
 from schemas.tables import ExecutionStatus
 from stages.execution import _child, _supervisor, _watch
 from stages.execution.protocol import Outcome, outcome_frame, why_refused
-from stages.execution.runtime import interpreter_command, limits_of
+from stages.execution.runtime import interpreter_command, limits_of, sources_of
 from stages.execution.sandbox import (
     bundled_bwrap,
     bwrap_arguments,
@@ -56,6 +56,7 @@ from stages.execution.sandbox import (
     what_is_missing,
 )
 
+_MODULES = sources_of(_child, _watch, _supervisor)
 _START_TIME_S = 30.0
 _START_ATTEMPTS = 2
 _GRACE_S = 10.0
@@ -165,7 +166,7 @@ class _Supervisor:
             str(self._bwrap),
             *bwrap_arguments(unshare_user=drop_to is None),
             "--",
-            *interpreter_command(interpreter_path(), (_child, _watch, _supervisor), settings),
+            *interpreter_command(interpreter_path(), _MODULES, settings),
         ]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._connection, far_end = socket.socketpair()

@@ -5,7 +5,7 @@ import json
 import sysconfig
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.config import ExecutionConfig
 
@@ -35,8 +35,24 @@ module.main(json.loads(sys.argv[2]))
 """
 
 
+class Source(NamedTuple):
+    """A module as text."""
+
+    name: str
+    text: str
+
+
+def sources_of(*modules: types.ModuleType) -> tuple[Source, ...]:
+    """Returns modules as text, read now.
+
+    To be called at import: an interpreter that is started later must not run what a file was
+    edited to meanwhile.
+    """
+    return tuple(Source(module.__name__, inspect.getsource(module)) for module in modules)
+
+
 def interpreter_command(
-    interpreter: str, modules: Sequence[types.ModuleType], settings: Mapping[str, Any]
+    interpreter: str, modules: Sequence[Source], settings: Mapping[str, Any]
 ) -> list[str]:
     """Returns the command that calls `main(settings)` of the last module, in a bare interpreter.
 
@@ -49,9 +65,8 @@ def interpreter_command(
             so that the project's folder need not be readable inside.
         settings: What can be written as JSON.
     """
-    sources = [(module.__name__, inspect.getsource(module)) for module in modules]
     options = ["-P", "-s", "-S", "-u", "-c", _BOOT]
-    return [interpreter, *options, json.dumps(sources), json.dumps(settings)]
+    return [interpreter, *options, json.dumps(modules), json.dumps(settings)]
 
 
 def site_packages() -> list[str]:

@@ -22,7 +22,10 @@ from stages.execution.runtime import (
     interpreter_command,
     limits_of,
     site_packages,
+    sources_of,
 )
+
+_MODULES = sources_of(_child, _unisolated)
 
 
 class UnsafeLocalExecutor:
@@ -49,7 +52,7 @@ class UnsafeLocalExecutor:
             source.write(code.encode("utf-8"))
             source.seek(0)
             settings = {"directory": directory, "limits": self._limits, "path": site_packages()}
-            command = interpreter_command(sys.executable, (_child, _unisolated), settings)
+            command = interpreter_command(sys.executable, _MODULES, settings)
             pipes = [os.pipe() for _ in range(3)]
             ends = [source.fileno(), *(write for _, write in pipes)]
             actions = [(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in enumerate(ends)]

@@ -158,3 +158,21 @@ def test_collecting_during_a_real_training_is_refused_and_harms_nothing(
     runs = [Store.open(place).results("small") for place in (store, trained)]
     first, second = ({uri: m.fingerprint_digest for uri, m in results} for results in runs)
     assert first == second
+
+
+def test_a_file_that_cannot_be_written_is_one_line(cli: Cli, store: Path) -> None:
+    for command in ("plan", "lineage advantages"):
+        place = ("--store", str(store), "--run", "small", "--to", "/nonexistent/x.parquet")
+        told = refused(cli, *command.split(), *place)
+        assert (
+            told == "error: /nonexistent/x.parquet cannot be written: No such file or directory\n"
+        )
+
+
+def test_a_name_that_is_too_long_is_one_line(cli: Cli) -> None:
+    assert refused(cli, "train", "--store", "x" * 300).endswith("File name too long\n")
+
+
+def test_lineage_of_an_evaluation_needs_no_split(cli: Cli, store: Path) -> None:
+    told = said(cli, "lineage", "evaluations", "--run", "small", "--store", str(store))
+    assert told.startswith("evaluations of small, iteration 2")

@@ -12,9 +12,11 @@ from flows.binding import Place, open_store
 from flows.catalogue import Scope
 from flows.events import StageEvent, listening
 from flows.plan import plan_rerun, plan_training
+from flows.plan_report import plan_lines
 from flows.sessions import branch_config, session
 from flows.train import train
 from schemas.config import override_config, parse_config
+from schemas.errors import StoreError
 from storage import Slot, Store
 from storage.digests import folder_digest
 
@@ -178,6 +180,33 @@ def test_the_plan_of_a_rerun_says_what_is_taken_over(trained: Path) -> None:
     assert set(run["stage"]) == {"similarity"}
     assert set(run["reason"]) == {"config alpha: 0.5 -> 0.125"}
     assert set(plan.filter(action="depends")["stage"]) == {"advantages"}
+
+
+def test_the_plan_of_fewer_prompts_has_the_shards_that_the_rerun_would_have(trained: Path) -> None:
+    scope = Scope.of("prompts", "rollout")
+    _, config = branch_config(Store.open(trained), "small", scope, ["rollout.prompts=1"])
+    old = Place(store=str(trained), run="small", iteration=2)
+    plan = plan_rerun(old, old.model_copy(update={"run": "planned"}), scope, config)
+    assert plan.filter(stage="rollout")["shard"].unique().to_list() == [0]
+
+
+def test_a_damaged_result_that_a_rerun_would_take_over_is_told_by_name(copy: Path) -> None:
+    scope = Scope.of("advantages", "advantages")
+    _, config = branch_config(Store.open(copy), "small", scope, ["gamma=1.0"])
+    old = Place(store=str(copy), run="small", iteration=2)
+    slot = old.slot("similarity", shard=0)
+    flip(copy / slot.uri / "shaped_rewards.parquet")
+    told = r"damaged file shaped_rewards.parquet in .*: `turnledger train --run small` makes it"
+    with pytest.raises(StoreError, match=told):
+        plan_rerun(old, old.model_copy(update={"run": "planned"}), scope, config)
+
+
+def test_a_time_that_nobody_knows_is_a_dash(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store", create=True)
+    plan = plan_training(Place(store=store.url, run="new", iteration=0), parse_config("", SMALL))
+    lines = list(plan_lines(plan))
+    assert len(lines) > 5
+    assert not [line for line in lines if "0.00s" in line]
 
 
 def test_a_hit_of_another_run_is_planned_as_a_hit(trained: Path) -> None:

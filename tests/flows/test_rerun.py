@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,6 +194,26 @@ def test_rerun_of_the_cold_start_iteration_is_refused(trained: Path) -> None:
 def test_rerun_of_an_iteration_that_was_never_trained_is_refused(trained: Path) -> None:
     with pytest.raises(StoreError, match="no rollout of iteration 9"):
         rerun_stage(trained, "advantages", 9, ["gamma=0.125"])
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "stage=rollout/shard=01/turn=0",
+        "stage=rollout/shard=01",
+        "stage=rollout/shard=00/turn=2",
+        "stage=execution/shard=00/turn=1",
+    ],
+)
+@pytest.mark.parametrize("stage", ["turn_rewards", "advantages"])
+def test_rerun_on_a_rollout_that_is_not_complete_is_refused(
+    trained: Path, tmp_path: Path, lost: str, stage: str
+) -> None:
+    """As a kill amid the rollout leaves it: the trajectories would be scored as if finished."""
+    store = Path(shutil.copytree(trained, tmp_path / "store"))
+    shutil.rmtree(store / "run=small/iteration=0002/split=train" / lost)
+    with pytest.raises(StoreError, match=rf"not complete, .*{lost}.* is missing"):
+        rerun_stage(store, stage, 2, [], until="advantages")
 
 
 def test_command_says_what_changed(cli: Cli, trained: Path) -> None:

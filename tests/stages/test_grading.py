@@ -218,17 +218,20 @@ def test_the_working_directory_does_not_matter(
     assert verdicts(UNDECIDED) == ["right"]
 
 
-def fake_worker(path: Path, body: str) -> str:
-    path.write_text(f"import os, sys\nprint('\"ready\"', flush=True)\n{body}\n")
-    return str(path)
+def fake_worker(body: str) -> str:
+    return f"import os, sys\nprint('\"ready\"', flush=True)\n{body}\n"
 
 
-def test_modules_beside_the_worker_shadow_nothing(
+def test_a_worker_that_was_edited_since_the_import_is_run_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "random.py").write_text("raise SystemExit('not this one')")
-    body = "import random\nfor line in sys.stdin: print('true', flush=True)"
-    monkeypatch.setattr(_grading_worker, "__file__", fake_worker(tmp_path / "worker.py", body))
+    """What it says is stored under the digest of the code that was imported."""
+    edited = tmp_path / "_grading_worker.py"
+    source = Path(_grading_worker.__file__).read_text()
+    edited.write_text(
+        source.replace("def is_equal(", "def is_equal(*_):\n    return False\n\ndef _(")
+    )
+    monkeypatch.setattr(_grading_worker, "__file__", str(edited))
     assert verdicts(UNDECIDED) == ["right"]
 
 
@@ -255,12 +258,10 @@ def test_many_comparisons_keep_their_order() -> None:
 
 
 def test_an_idle_process_ends_and_is_replaced(
-    tmp_path: Path, started: list[int], monkeypatch: pytest.MonkeyPatch
+    started: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Path(_grading_worker.__file__).read_text()
-    worker = tmp_path / "worker.py"
-    worker.write_text(source.replace("IDLE_S = 20.0", "IDLE_S = 0.1"))
-    monkeypatch.setattr(_grading_worker, "__file__", str(worker))
+    hasty = _grading_processes._SOURCE.replace("IDLE_S = 20.0", "IDLE_S = 0.1")
+    monkeypatch.setattr(_grading_processes, "_SOURCE", hasty)
     assert verdicts(UNDECIDED) == ["right"]
     time.sleep(1.0)
     assert verdicts(UNDECIDED) == ["right"]
@@ -284,20 +285,15 @@ def test_different_numbers_are_told_as_math_verify_tells_them(gold: str) -> None
         assert _grading_worker.is_equal(prediction, gold) == expected, prediction
 
 
-def test_a_failed_start_tells_what_the_process_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "worker.py").write_text("raise SystemExit('no sympy here')")
-    monkeypatch.setattr(_grading_worker, "__file__", str(tmp_path / "worker.py"))
+def test_a_failed_start_tells_what_the_process_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_grading_processes, "_SOURCE", "raise SystemExit('no sympy here')")
     with pytest.raises(TurnledgerError, match="no sympy here"):
         verdicts(UNDECIDED)
 
 
-def test_a_crash_at_a_pair_counts_as_timeout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    crashing = fake_worker(tmp_path / "worker.py", "input(); os.kill(os.getpid(), 9)")
-    monkeypatch.setattr(_grading_worker, "__file__", crashing)
+def test_a_crash_at_a_pair_counts_as_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    crashing = fake_worker("input(); os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(_grading_processes, "_SOURCE", crashing)
     assert verdicts(UNDECIDED, UNDECIDED) == ["timeout", "timeout"]
 
 
@@ -311,7 +307,7 @@ def test_a_process_killed_from_outside_is_replaced(
         f"        open({str(mark)!r}, 'w').close(); os.kill(os.getpid(), 9)\n"
         f"    print('true', flush=True)"
     )
-    monkeypatch.setattr(_grading_worker, "__file__", fake_worker(tmp_path / "worker.py", body))
+    monkeypatch.setattr(_grading_processes, "_SOURCE", fake_worker(body))
     assert verdicts(UNDECIDED) == ["right"]
 
 

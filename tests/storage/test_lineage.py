@@ -130,3 +130,24 @@ def test_a_place_outside_is_no_slot(uri: str) -> None:
 def test_the_slot_of_a_reference_is_that_of_its_folder() -> None:
     place: Slot = slot("rollout", shard=1, turn=12)
     assert slot_of(f"{place.uri}/turns.parquet") == place
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/elsewhere/store/run=demo/iteration=0003/split=train/stage=optimisation/policy",
+        "run=demo/iteration=0003/split=train/stage=optimisation/policy",
+        "/exp=1/store/run=demo/iteration=0003/split=train/stage=optimisation/policy",
+    ],
+)
+def test_what_comes_from_outside_may_lie_in_a_slot(store: Store, make: Make, uri: str) -> None:
+    """A stored policy is a model folder like any other, and may be given as one."""
+    given = Ref(uri=uri, name="foreign", digest="p", content="p")
+    traced = trace(store, [make("cold_start", given)])
+    assert uris(traced, "outside") == {uri}
+    assert uris(traced, "gone") == set()
+
+
+@pytest.mark.parametrize("uri", ["exp=1/run=demo/iteration=0003/split=train/stage=rollout", "a"])
+def test_a_place_that_is_no_slot_has_none(uri: str) -> None:
+    assert slot_of(uri) is None
