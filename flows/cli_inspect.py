@@ -78,7 +78,7 @@ def show(
     opened = Store.open(store)
     name = chosen_run(opened, run)
     place = split or usual_split(table)
-    frame = open_table(store, name, table, split=place)
+    frame = open_table(store, name, table, split=place, verify=True)
     if iteration is not None:
         frame = frame.filter(pl.col("iteration") == iteration)
     counts = frame.group_by("iteration").agg(rows=pl.len()).sort("iteration").collect()

@@ -22,7 +22,7 @@ from stages.comparison import (
     summarise_changes,
     trajectory_outcomes,
 )
-from storage import MissingTableError, open_table
+from storage import MissingTableError, open_table, table_iterations
 from storage.tables import known_table
 
 VALUES = {
@@ -100,12 +100,12 @@ def diff(
     """
     column = _checked_column(table, column)
     place = split or ("evaluation" if table == "evaluations" else "train")
-    frames = [open_table(store, run, table, split=place) for run in (a, b)]
-    in_a, in_b = (_iterations(frame) for frame in frames)
+    frames = [open_table(store, run, table, split=place, verify=True) for run in (a, b)]
+    in_a, in_b = (table_iterations(store, run, table, split=place) for run in (a, b))
     if iteration is not None:
         for run, has in ((a, in_a), (b, in_b)):
             if iteration not in has:
-                raise StoreError(f"run {run} has no row of {table} of iteration {iteration}")
+                raise StoreError(f"run {run} has no {table} of iteration {iteration}")
         in_a = in_b = {iteration}
     common = sorted(in_a & in_b)
     if not common:
@@ -174,10 +174,6 @@ def _checked_column(table: str, column: str | None) -> str | None:
     return column
 
 
-def _iterations(frame: pl.LazyFrame) -> set[int]:
-    return {*frame.select(pl.col("iteration").unique()).collect().to_series()}
-
-
 def _key_of(table: str) -> list[str]:
     parts = {"iteration", *known_table(table).schema.primary_key()}
     return [name for name in KEY if name in parts]
@@ -209,7 +205,7 @@ def _with_text(
     rows: pl.DataFrame, name: str, store: str | Path, run: str, split: str
 ) -> pl.DataFrame:
     """Adds what a run's policy wrote in a few turns, reading the texts of no other task."""
-    turns = _open_if_there(store, run, "turns", split)
+    turns = None if rows.is_empty() else _open_if_there(store, run, "turns", split)
     if turns is None:
         return rows.with_columns(pl.lit(None, pl.String).alias(name))
     key = [part for part in KEY if part in rows.columns and part != "benchmark"]
@@ -229,6 +225,6 @@ def _with_text(
 
 def _open_if_there(store: str | Path, run: str, table: str, split: str) -> pl.LazyFrame | None:
     try:
-        return open_table(store, run, table, split=split)
+        return open_table(store, run, table, split=split, verify=True)
     except MissingTableError:
         return None

@@ -24,7 +24,7 @@ class Kept:
     """What the runs of a store refer to."""
 
     runs: frozenset[str]
-    """Names of the runs that have a record, readable or not."""
+    """Names of the runs that have a record, readable or not, or that lost it."""
     places: Mapping[str, Sequence[str]]
     """Fingerprint to the slots of these runs that hold it."""
     blobs: frozenset[str]
@@ -149,8 +149,12 @@ class Backend(Protocol):
         """
         ...
 
-    def source(self, uri: str, table: str, manifest: Manifest) -> str:
-        """Returns where polars finds a table of a result."""
+    def sources(self, table: str, results: Sequence[tuple[str, Manifest]]) -> list[str]:
+        """Returns where polars finds a table of several results, given by uri and manifest.
+
+        Raises:
+            StoreError: If a file is missing or has another size than it was stored with.
+        """
         ...
 
     def runs(self) -> list[str]:
@@ -207,6 +211,18 @@ class Backend(Protocol):
 
     def dropped_runs(self) -> list[str]:
         """Returns the names of the runs that were dropped and are still there, sorted."""
+        ...
+
+    def mark_incomplete(self, run: str) -> None:
+        """Marks a run whose import or removal begins: what a killed one leaves is known by it."""
+        ...
+
+    def unmark_incomplete(self, run: str) -> None:
+        """Takes the mark away, once an imported run has its record."""
+        ...
+
+    def is_incomplete(self, run: str) -> bool:
+        """Says whether a run is marked."""
         ...
 
     def drop_record(self, run: str) -> None:

@@ -32,13 +32,15 @@ from storage.layout import (
     blob_uri,
     check_uri,
     dropped_record_uri,
+    incomplete_uri,
     index_uri,
     lease_uri,
     record_uri,
     replaced_uri,
     run_uri,
+    runs_among,
 )
-from storage.manifests import Inspection, Manifest, parsed
+from storage.manifests import Inspection, Manifest, parsed, written
 from storage.objects import Object, Objects, allows_http, in_parallel
 from storage.verification import BLOCK_BYTES, StoredFile, Verify, described_bytes, drawn_blocks
 
@@ -70,7 +72,13 @@ class Bucket:
         objects = Objects(parts.netloc, parts.path.strip("/"))
         written = objects.get(STORE_FILE)
         if written is None:
-            if entries := objects.names():
+            entries = objects.names()
+            if runs_among(entries):
+                raise StoreError(
+                    f"missing file {url}/{STORE_FILE}, but there are runs: if they are of this "
+                    f'version, write {{"format": {STORE_FORMAT}}} into it'
+                )
+            if entries:
                 raise StoreError(
                     f"{url} is no store and not empty ({entries[0]}): name another place"
                 )
@@ -173,14 +181,20 @@ class Bucket:
             listed = json.loads(self._cache.file(ref.digest, download).read_bytes())
             return self._cache.folder(ref.digest, listed, download)
 
-    def source(self, uri: str, table: str, manifest: Manifest) -> str:
-        """Returns the address of a table's blob."""
-        return self.address(blob_uri(manifest.files[f"{table}.parquet"].digest))
+    def sources(self, table: str, results: Sequence[tuple[str, Manifest]]) -> list[str]:
+        """Returns the addresses of a table's blobs."""
+        files = [manifest.files[f"{table}.parquet"] for _, manifest in results]
+        sizes = in_parallel(lambda file: self._objects.size(blob_uri(file.digest)), files)
+        for (uri, _), file, size in zip(results, files, sizes, strict=True):
+            if size != file.bytes:
+                problem = "missing" if size is None else "damaged"
+                address = self.address(f"{uri}/{table}.parquet")
+                raise StoreError(f"{problem} file {address}: run its stage again")
+        return [self.address(blob_uri(file.digest)) for file in files]
 
     def runs(self) -> list[str]:
         """Returns the names of all runs of which there is anything, sorted."""
-        names = self._objects.names()
-        return [name.removeprefix("run=") for name in names if name.startswith("run=")]
+        return runs_among(self._objects.names())
 
     def slots(self, run: str, table: str | None = None) -> list[str]:
         """Returns the slots of a run, sorted; only their manifests tell which tables they hold."""
@@ -263,6 +277,18 @@ class Bucket:
         names = self.runs()
         return [run for run, d in zip(names, in_parallel(is_dropped, names), strict=True) if d]
 
+    def mark_incomplete(self, run: str) -> None:
+        """Marks a run whose import or removal begins."""
+        self._objects.put(incomplete_uri(run), b"")
+
+    def unmark_incomplete(self, run: str) -> None:
+        """Takes the mark away."""
+        self._objects.delete(incomplete_uri(run))
+
+    def is_incomplete(self, run: str) -> bool:
+        """Says whether a run is marked."""
+        return self._objects.size(incomplete_uri(run)) is not None
+
     def drop_record(self, run: str) -> None:
         """Moves the record of a run; killed halfway it leaves the run as it was."""
         self._move(record_uri(run), dropped_record_uri(run))
@@ -301,7 +327,7 @@ class Bucket:
     def _settle(self, manifest: Manifest, *, replace: bool) -> Manifest:
         """Puts a manifest whose blobs are there, unless the slot has a right one already."""
         uri, fingerprint = manifest.slot.uri, manifest.fingerprint_digest
-        content = (manifest.model_dump_json(indent=2) + "\n").encode()
+        content = written(manifest)
         for _ in range(_ATTEMPTS):
             present = self._objects.get(_manifest_uri(uri))
             there = None if present is None else parsed(present.content).manifest

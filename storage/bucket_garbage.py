@@ -14,6 +14,7 @@ from storage.layout import (
     REPLACED,
     blob_uri,
     dropped_record_uri,
+    incomplete_uri,
     index_uri,
     lease_uri,
     record_uri,
@@ -27,7 +28,7 @@ YOUNG = timedelta(hours=1)
 _DIGEST = "[0-9a-f]{64}"
 _HINT = re.compile(rf"index/[0-9a-f]{{2}}/({_DIGEST})\.json")
 _BLOB = re.compile(rf"blobs/[0-9a-f]{{2}}/({_DIGEST})")
-_RUN = re.compile(r"run=([^/]+)/.+")
+_RUN = re.compile(r"run=([A-Za-z0-9._-]{1,64})/.+")
 _SLOT = re.compile(
     r"run=[^/]+/iteration=\d+/split=\w+/stage=\w+(/shard=\d+)?(/turn=\d+)?/" + MANIFEST_FILE
 )
@@ -50,12 +51,14 @@ def find(objects: Objects, kept: Kept) -> Waste:
         items.append(garbage("hints", "index", hints))
     for run, keys in _by_run(entries).items():
         if run not in kept.runs:
-            known = [*(k for k in keys if _SLOT.fullmatch(k)), lease_uri(run)]
+            known = [*(k for k in keys if _SLOT.fullmatch(k)), incomplete_uri(run), lease_uri(run)]
             known = [key for key in (dropped_record_uri(run), *known) if key in entries]
             if known:
                 items.append(garbage("run", run_uri(run), known))
-        elif dropped_record_uri(run) in entries:
-            items.append(garbage("record", run_uri(run), [dropped_record_uri(run)]))
+            continue
+        stale = [k for k in (dropped_record_uri(run), incomplete_uri(run)) if k in entries]
+        if stale:
+            items.append(garbage("record", run_uri(run), stale))
     items += [garbage("replaced", found[1], [key]) for key, found in _matching(_SHELVED, entries)]
     blobs = [
         entries[key]
@@ -115,15 +118,20 @@ def remove(objects: Objects, garbage: Garbage, kept: Kept, removed: Callable[[],
 
 def remove_run(objects: Objects, garbage: Garbage, run: str, removed: Callable[[], None]) -> None:
     """Removes what is left of a run; the run must be held by this process."""
-    dropped, has_record = dropped_record_uri(run), objects.get(record_uri(run)) is not None
-    if has_record != (garbage.kind == "record"):
+    dropped, mark, lease = dropped_record_uri(run), incomplete_uri(run), lease_uri(run)
+    if (garbage.kind == "record") != (objects.get(record_uri(run)) is not None):
         return  # it was trained or dropped, or brought back, meanwhile
-    # Its record first: from now on nobody brings back what is only a part of the run.
+    if garbage.kind == "record":
+        _delete(objects, [dropped, mark], removed)
+        return
+    # First: from now on nobody brings back what is only a part of the run, and nobody takes what
+    # a killed removal leaves for a run that lost its record.
+    objects.put(mark, b"")
     _delete(objects, [dropped], removed)
-    if not has_record:
-        manifests = [key for key in garbage.files if key not in (dropped, lease_uri(run))]
-        _delete(objects, manifests, removed)
-        _delete(objects, [lease_uri(run)], removed)
+    manifests = [key for key in garbage.files if key not in (dropped, mark, lease)]
+    _delete(objects, manifests, removed)
+    _delete(objects, [mark], removed)
+    _delete(objects, [lease], removed)
 
 
 def _delete(

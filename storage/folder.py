@@ -1,5 +1,6 @@
 """A store in a folder of a local file system."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from schemas.errors import StoreError
 from schemas.refs import Ref
+from schemas.tables import TABLES
 from storage import folder_garbage
 from storage.backend import Garbage, Kept, Waste
 from storage.digests import file_digest, folder_digest
@@ -29,6 +31,8 @@ from storage.layout import (
     Layout,
     Slot,
     check_run_name,
+    incomplete_uri,
+    runs_among,
 )
 from storage.manifests import Inspection, Manifest, content_problem, inspect, unexpected_file
 from storage.publishing import candidates, publish, publish_lock, seal, write_index
@@ -129,21 +133,38 @@ class Folder:
                 raise StoreError(self._why_other_bytes(ref, path))
         return path
 
-    def source(self, uri: str, table: str, manifest: Manifest) -> str:
-        """Returns the path of a table."""
-        return str(self.layout.resolve(uri) / f"{table}.parquet")
+    def sources(self, table: str, results: Sequence[tuple[str, Manifest]]) -> list[str]:
+        """Returns the paths of a table."""
+        found = []
+        for uri, manifest in results:
+            path = self.layout.resolve(uri) / f"{table}.parquet"
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError as error:
+                raise StoreError(f"missing file {path}: run its stage again") from error
+            if size != manifest.files[path.name].bytes:
+                raise StoreError(f"damaged file {path}: run its stage again")
+            found.append(str(path))
+        return found
 
     def runs(self) -> list[str]:
         """Returns the names of all runs that have a folder, sorted."""
         return self.layout.run_names()
 
     def slots(self, run: str, table: str | None = None) -> list[str]:
-        """Returns the slots of a run that have a manifest or a file of a table, sorted."""
-        # A result that lost its manifest is damaged, not gone.
-        names = (MANIFEST_FILE, "*.parquet") if table is None else (f"{table}.parquet",)
+        """Returns the slots of a run that have a manifest or a file of a table, sorted.
+
+        A result that lost one of them is damaged, not gone.
+        """
         folder = self.layout.run_folder(run)
-        files = (p for n in names for p in folder.glob(f"iteration=*/split=*/stage=*/**/{n}"))
-        return sorted({self.layout.uri(path.parent) for path in files})
+        wanted = {f"{name}.parquet" for name in (TABLES if table is None else (table,))}
+        found = []
+        if folder.exists():
+            for path, below, files in os.walk(folder, onerror=_refuse):
+                below[:] = [name for name in below if "=" in name]
+                if "stage=" in path and not (wanted | {MANIFEST_FILE}).isdisjoint(files):
+                    found.append(self.layout.uri(Path(path)))
+        return sorted(found)
 
     def read_record(self, run: str) -> bytes | None:
         """Returns the record of a run; null without one."""
@@ -194,8 +215,10 @@ class Folder:
             lock.acquire()
         except Timeout:
             return True
-        except PermissionError:  # a reader without write access cannot probe; believe the record
-            return True
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return True  # a reader without write access cannot probe; believe the record
         lock.release()
         return False
 
@@ -207,6 +230,10 @@ class Folder:
                 copied = copy_with_digest(source / name, folder / name)
             except (FileNotFoundError, NotADirectoryError):
                 return f"missing file {name}"
+            except PermissionError as error:
+                if error.filename != str(source / name):
+                    raise  # it is the copy that cannot be written
+                return f"unreadable file {name}: {error.strerror}"
             if copied != stored.digest:
                 return f"damaged file {name}"
         return unexpected_file(source, manifest)
@@ -218,6 +245,20 @@ class Folder:
             for run in self.layout.run_names()
             if self.layout.dropped_run_file(run).exists() and self.read_record(run) is None
         ]
+
+    def mark_incomplete(self, run: str) -> None:
+        """Marks a run whose import or removal begins."""
+        mark = self.layout.resolve(incomplete_uri(run))
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+    def unmark_incomplete(self, run: str) -> None:
+        """Takes the mark away."""
+        self.layout.resolve(incomplete_uri(run)).unlink(missing_ok=True)
+
+    def is_incomplete(self, run: str) -> bool:
+        """Says whether a run is marked."""
+        return self.layout.resolve(incomplete_uri(run)).exists()
 
     def drop_record(self, run: str) -> None:
         """Renames the record of a run."""
@@ -317,6 +358,11 @@ def check_format(content: bytes, store: str) -> None:
         )
 
 
+def _refuse(error: OSError) -> None:
+    """Stops a walk: what cannot be listed may hold results."""
+    raise error
+
+
 def _entries(root: Path) -> list[str]:
     """Returns the names in a folder, without those of a store that is being made."""
     if not root.exists():
@@ -325,6 +371,11 @@ def _entries(root: Path) -> list[str]:
 
 
 def _refuse_place(root: Path, entries: list[str], *, create: bool) -> None:
+    if runs_among(entries):
+        raise StoreError(
+            f"missing file {root}/{STORE_FILE}, but there are runs: if they are of this version, "
+            f'write {{"format": {STORE_FORMAT}}} into it'
+        )
     if entries:
         raise StoreError(f"{root} is no store and not empty: name another folder")
     if not create:

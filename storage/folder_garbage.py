@@ -17,7 +17,14 @@ from schemas.tables import TABLES
 from storage.backend import Garbage, Kept, Kind
 from storage.digests import files_below
 from storage.files import is_held, remove_unheld, staging_folders
-from storage.layout import MANIFEST_FILE, PICTURE_FILE, POLICY_FOLDER, REPLACED, Layout
+from storage.layout import (
+    MANIFEST_FILE,
+    PICTURE_FILE,
+    POLICY_FOLDER,
+    REPLACED,
+    Layout,
+    incomplete_uri,
+)
 from storage.manifests import inspect, parsed
 from storage.publishing import publish_lock, read_index, write_index
 
@@ -57,17 +64,19 @@ def take_out(layout: Layout, garbage: Garbage, kept: Kept, trash: Path) -> None:
 
 def take_out_run(layout: Layout, garbage: Garbage, run: str, trash: Path) -> None:
     """Moves what is left of a run into a staging folder; the run must be held by this process."""
-    dropped = layout.dropped_run_file(run)
+    dropped, mark = layout.dropped_run_file(run), layout.resolve(incomplete_uri(run))
+    if (garbage.kind == "record") != layout.run_file(run).exists():
+        return  # it was trained, dropped or brought back meanwhile
     if garbage.kind == "record":
-        if layout.run_file(run).exists():
-            _move([dropped], trash)
+        _move([dropped, mark], trash)
         return
-    if layout.run_file(run).exists():
-        return  # it was trained or brought back meanwhile
+    # First: from now on nobody brings back what is only a part of the run, and nobody takes what
+    # a killed removal leaves for a run that lost its record.
+    mark.touch()
     held = [layout.run_lock_holder(run), layout.run_lock(run)]
     files = [layout.resolve(uri) for uri in garbage.files]
-    # Its record first: from now on nobody brings back what is only a part of the run.
-    _move([dropped, *(path for path in files if path not in held)], trash)
+    _move([dropped, *(path for path in files if path not in (*held, mark))], trash)
+    _move([mark], trash)
     for path in held:
         # Deleted at once: who waits for the lock sees that the file has no name any more, and
         # makes another. One that was only moved would be locked by two processes.
@@ -104,13 +113,20 @@ def _hints(layout: Layout, kept: Kept) -> Iterator[Garbage]:
 def _runs(layout: Layout, kept: Kept) -> Iterator[Garbage]:
     for run in layout.run_names():
         folder, dropped = layout.run_folder(run), layout.dropped_run_file(run)
+        mark = layout.resolve(incomplete_uri(run))
         if run in kept.runs:
-            if dropped.exists():
-                yield _garbage(layout, "record", folder, [dropped])
+            stale = [path for path in (dropped, mark) if path.exists()]
+            if stale:
+                yield _garbage(layout, "record", folder, stale)
             continue
         slots = (p for n in _SLOTS for p in folder.glob(f"iteration=*/split=*/stage=*/{n}"))
         beside = (folder / PICTURE_FILE, layout.run_lock_holder(run), layout.run_lock(run))
-        files = [dropped, *(f for slot in sorted(slots) for f in _files_of(slot)), *beside]
+        files = [
+            dropped,
+            mark,
+            *(f for slot in sorted(slots) for f in _files_of(slot)),
+            *beside,
+        ]
         files = [path for path in files if path.is_file()]
         if files or not files_below(folder):
             yield _garbage(layout, "run", folder, files)
@@ -181,7 +197,7 @@ def _move(files: Sequence[Path], trash: Path) -> None:
     The manifest of a result is renamed before its other files go, so that nobody takes it for
     whole, and goes after them: a killed removal leaves it to tell which files are the result's.
     """
-    numbers = count()
+    numbers = count(len(list(trash.iterdir())))
     leaving: list[Path] = []
     for path in files:
         with suppress(FileNotFoundError):  # another process was faster

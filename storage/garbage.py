@@ -1,12 +1,13 @@
 """Taking runs off the books, and removing what no run refers to.
 
 A run with a record refers to every result in its own slots; a branch holds all that it builds on.
-So garbage is what lies elsewhere: replaced results, slots of runs without a record, hints that
-lead to neither, what killed processes were writing, and in a bucket the blobs that no manifest of
-a recorded run names. Files that the store did not name are never touched.
+So garbage is what lies elsewhere: replaced results, slots of runs that were dropped or whose
+import was killed, hints that lead to neither, what killed processes were writing, and in a bucket
+the blobs that no manifest of a kept run names. Files that the store did not name are never touched.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from schemas.errors import StoreError
@@ -56,8 +57,17 @@ def find_garbage(store: Store) -> Waste:
     Raises:
         StoreError: If the store cannot be read.
     """
-    with store.backend.errors("read", ""):
-        return store.backend.garbage(_kept(store.backend))
+    backend = store.backend
+    with backend.errors("read", ""):
+        kept = _kept(backend)
+        waste = backend.garbage(kept)
+        lost = sorted(kept.runs.difference(runs.recorded(backend)))
+    spared = [
+        f"run {run} is kept, as nobody dropped it, but {backend.address(record_uri(run))} is "
+        "missing: put that back from a copy, or delete all that is beside it"
+        for run in lost
+    ]
+    return replace(waste, spared=[*waste.spared, *spared])
 
 
 def refuse_while_trained(store: Store) -> None:
@@ -102,7 +112,7 @@ def remove_garbage(store: Store, waste: Waste, removed: Callable[[], Any] = lamb
 
 def _kept(backend: Backend) -> Kept:
     """Reads what the runs of a store refer to from their manifests."""
-    names = runs.recorded(backend)
+    names = [run for run in backend.runs() if _is_kept(backend, run)]
     places: dict[str, list[str]] = {}
     blobs: set[str] = set()
     unreadable = []
@@ -119,3 +129,11 @@ def _kept(backend: Backend) -> Kept:
             if checkpoint is not None:  # the list of its files is a blob as well
                 blobs.add(checkpoint.digest)
     return Kept(runs=frozenset(names), places=places, blobs=frozenset(blobs), unreadable=unreadable)
+
+
+def _is_kept(backend: Backend, run: str) -> bool:
+    """Whether a run has a record, or has lost it: then nobody has said that it may go."""
+    if backend.read_record(run) is not None:
+        return True
+    is_given_up = run in backend.dropped_runs() or backend.is_incomplete(run)
+    return not is_given_up and bool(backend.slots(run))

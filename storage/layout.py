@@ -6,6 +6,7 @@ replaced/<fp>/<number>/        results pushed out of their slot by a newer one
 tmp/                           results being written
 run=<run>/run.json             the run's record; beside it run.lock and run.pid
 run=<run>/run.dropped.json     the record of a run that was dropped
+run=<run>/run.incomplete       marks what is no whole run: of an import, or a removal, not ended
 run=<run>/accuracy.png         picture of the quickstart
 run=<run>/iteration=0003/split=train/stage=rollout/shard=00/turn=0/   a slot
     turns.parquet
@@ -21,6 +22,7 @@ collection.json                who removes garbage
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -58,6 +60,12 @@ def check_run_name(name: str) -> str:
             "or underscores"
         )
     return name
+
+
+def runs_among(names: Iterable[str]) -> list[str]:
+    """Returns the runs that have one of these names of folders, sorted; others are not ours."""
+    runs = (name.removeprefix("run=") for name in names if name.startswith("run="))
+    return sorted(run for run in runs if _RUN_NAME.fullmatch(run))
 
 
 def check_uri(uri: str) -> str:
@@ -150,6 +158,11 @@ def dropped_record_uri(run: str) -> str:
     return f"{run_uri(run)}/run.dropped.json"
 
 
+def incomplete_uri(run: str) -> str:
+    """Returns where a run is marked whose import, or whose removal, has not ended."""
+    return f"{run_uri(run)}/run.incomplete"
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Paths of a store in a folder."""
@@ -217,4 +230,4 @@ class Layout:
 
     def run_names(self) -> list[str]:
         """Returns the names of all runs that have a folder, sorted."""
-        return sorted(p.name.removeprefix("run=") for p in self.root.glob("run=*") if p.is_dir())
+        return runs_among(p.name for p in self.root.glob("run=*") if p.is_dir())

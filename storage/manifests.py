@@ -1,14 +1,14 @@
 """The manifest beside every result: what it is, what made it, and how to verify it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, field_validator
 
 from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
-from storage.digests import digest_of_files, files_below
+from storage.digests import digest_of_files, files_below, json_digest
 from storage.environment import Environment
 from storage.fingerprints import Fingerprint
 from storage.layout import MANIFEST_FILE, POLICY_FOLDER, Slot
@@ -57,17 +57,6 @@ class Manifest(BaseModel):
     """When it was adopted, UTC."""
     environment: Environment
     """What computed the result."""
-
-    @field_validator("parents", mode="before")
-    @classmethod
-    def _with_content(cls, parents: Any) -> Any:
-        """Results stored before columns could be measured named their parents by digest alone."""
-        if not isinstance(parents, list):
-            return parents
-        return [
-            {**p, "content": p.get("content", p.get("digest"))} if isinstance(p, dict) else p
-            for p in parents
-        ]
 
     @field_validator("files")
     @classmethod
@@ -134,12 +123,22 @@ def inspect(folder: Path) -> Inspection:
     return parsed(content)
 
 
+def written(manifest: Manifest) -> bytes:
+    """Returns a manifest as it is stored: JSON, with a digest of all the rest."""
+    values = manifest.model_dump(mode="json")
+    sealed = {**values, "digest": json_digest(values)}
+    return (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def parsed(content: bytes) -> Inspection:
     """Reads a manifest from its bytes; unusable ones are told, not raised."""
     try:
-        return Inspection(Manifest.model_validate_json(content), None)
-    except ValidationError:
-        return Inspection(None, f"damaged file {MANIFEST_FILE}")
+        values = json.loads(content)
+        if isinstance(values, dict) and values.pop("digest", None) == json_digest(values):
+            return Inspection(Manifest.model_validate(values), None)
+    except (ValueError, ValidationError):
+        pass
+    return Inspection(None, f"damaged file {MANIFEST_FILE}")
 
 
 def content_problem(

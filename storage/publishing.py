@@ -23,7 +23,7 @@ from storage.files import (
     write_durably,
 )
 from storage.layout import MANIFEST_FILE, Layout
-from storage.manifests import Manifest, content_problem, inspect
+from storage.manifests import Manifest, content_problem, inspect, written
 
 _LOCK_WAIT_S = 60.0
 _WITHOUT_MANIFEST = "unknown"
@@ -40,8 +40,7 @@ def seal(folder: Path, manifest: Manifest, *, sync: Sequence[str] = ()) -> None:
     """
     for name in sync:
         sync_path(folder / name)
-    content = manifest.model_dump_json(indent=2) + "\n"
-    write_durably(folder / MANIFEST_FILE, content.encode())
+    write_durably(folder / MANIFEST_FILE, written(manifest))
     for path in (*folder.rglob("*"), folder):
         if path.is_dir():
             sync_path(path)

@@ -20,11 +20,15 @@ class MissingTableError(StoreError):
 
 
 def open_table(
-    store: str | Path, run: str, table: str, *, split: str = "train", stage: str | None = None
+    store: str | Path,
+    run: str,
+    table: str,
+    *,
+    split: str = "train",
+    stage: str | None = None,
+    verify: bool = False,
 ) -> pl.LazyFrame:
     """Opens a table of a run, all iterations, shards and turns of it, for lazy reading.
-
-    The files are not verified here; `Store.read` does that for one reference.
 
     Example:
         >>> turns = storage.open_table("store", "demo", "turns")
@@ -36,6 +40,8 @@ def open_table(
         table: Name of the table, such as `advantages`.
         split: `train` or `evaluation`.
         stage: Stage that made the table; found by itself where only one did.
+        verify: Whether to read every byte of the files now, to see that they are as they were
+            stored; otherwise only their presence and size are looked at.
 
     Returns:
         Columns `run` (String), `iteration` (Int32) and those of the table's newest schema; rows
@@ -43,8 +49,9 @@ def open_table(
 
     Raises:
         MissingTableError: If the table has no files yet.
-        StoreError: If store, run or table do not exist, several stages made the table, a newer
-            version wrote it, or an older one from which no upgrade leads on.
+        StoreError: If store, run or table do not exist, several stages made the table, a file is
+            missing or damaged, a newer version wrote it, or an older one from which no upgrade
+            leads on.
     """
     if split not in get_args(Split):
         raise StoreError(f"split {split} is unknown; known splits: {', '.join(get_args(Split))}")
@@ -64,7 +71,24 @@ def open_table(
         )
     for uri, manifest in chosen:
         check_version(table, manifest.tables[table].schema_version, f"{uri}/{table}.parquet")
-    return _scan(backend, run, table, chosen).select("run", "iteration", *columns)
+    if verify:
+        sources = [str(backend.fetch(m.output(uri).tables[table])) for uri, m in chosen]
+        return _scan(run, table, chosen, sources, None).select("run", "iteration", *columns)
+    with backend.errors("read", run_uri(run)):
+        sources = backend.sources(table, chosen)
+    opened = _scan(run, table, chosen, sources, backend.scan_options)
+    return opened.select("run", "iteration", *columns)
+
+
+def table_iterations(store: str | Path, run: str, table: str, *, split: str = "train") -> set[int]:
+    """Returns the iterations of a run that have a table, be it an empty one.
+
+    Raises:
+        StoreError: As `open_table`.
+    """
+    backend = Store.open(store).backend
+    with backend.errors("read", run_uri(run)):
+        return {m.slot.iteration for _, m in _results(backend, run, table, split)}
 
 
 def _results(backend: Backend, run: str, table: str, split: str) -> list[tuple[str, Manifest]]:
@@ -86,7 +110,11 @@ def _results(backend: Backend, run: str, table: str, split: str) -> list[tuple[s
 
 
 def _scan(
-    backend: Backend, run: str, table: str, chosen: Sequence[tuple[str, Manifest]]
+    run: str,
+    table: str,
+    chosen: Sequence[tuple[str, Manifest]],
+    sources: Sequence[str],
+    options: dict[str, str] | None,
 ) -> pl.LazyFrame:
     """Reads the files of each iteration, and puts the partitions beside their columns.
 
@@ -95,18 +123,17 @@ def _scan(
     read together as long as their version is the same.
     """
 
-    def read_alike(result: tuple[str, Manifest]) -> tuple[int, int]:
-        manifest = result[1]
+    def read_alike(result: tuple[Manifest, str]) -> tuple[int, int]:
+        manifest = result[0]
         return manifest.slot.iteration, manifest.tables[table].schema_version
 
     scans = []
-    for (iteration, version), results in groupby(chosen, read_alike):
-        sources = [backend.source(uri, table, manifest) for uri, manifest in results]
-        frame = pl.scan_parquet(
-            sources, glob=False, hive_partitioning=False, storage_options=backend.scan_options
-        )
+    placed = zip((manifest for _, manifest in chosen), sources, strict=True)
+    for (iteration, version), results in groupby(placed, read_alike):
+        files = [source for _, source in results]
+        frame = pl.scan_parquet(files, glob=False, hive_partitioning=False, storage_options=options)
         scans.append(
-            upgraded_scan(table, version, frame, sources[0]).with_columns(
+            upgraded_scan(table, version, frame, files[0]).with_columns(
                 run=pl.lit(run), iteration=pl.lit(iteration, dtype=pl.Int32)
             )
         )

@@ -19,7 +19,7 @@ from storage.files import (
     sync_path,
 )
 from storage.folder import Folder, refuse_partitions
-from storage.layout import Slot
+from storage.layout import Slot, run_uri
 from storage.manifests import Manifest
 from storage.runs import RunRecord, save_run
 from storage.store import Store
@@ -45,6 +45,8 @@ def export_run(store: Store, run: str, folder: Path, progress: Progress) -> None
         StoreError: If the run is not known or being trained, one of its results is damaged,
             naming it, or the folder cannot be used.
     """
+    if folder.parts[:1] == ("s3:",):
+        raise StoreError(f"{folder} is no folder: export to a folder, then import that one there")
     folder = folder.absolute()
     record = _finished(store, run)
     with disk_errors("write", folder):
@@ -112,8 +114,12 @@ def _import(
                 f"{target.backend.address(foreign[0])} is left of another run {name}: "
                 "`turnledger gc` removes it, or take another name with --as"
             )
+        with target.backend.errors("write", run_uri(name)):
+            target.backend.mark_incomplete(name)
         _copy(source, target.backend, results, name, progress, advice)
         save_run(target.backend, record.model_copy(update={"name": name}))
+        with target.backend.errors("write", run_uri(name)):
+            target.backend.unmark_incomplete(name)
 
 
 def _finished(store: Store, run: str) -> RunRecord:

@@ -157,7 +157,7 @@ def test_spans_tell_every_gap(numbers: list[int], told: str) -> None:
         ({"table": "executions"}, r"run old has no table executions of split train yet"),
         ({"column": "estimator"}, r"column estimator .* columns that can: reward, return, .*"),
         ({"column": "turn_index"}, r"column turn_index of advantages cannot be compared"),
-        ({"iteration": 7}, r"run old has no row of advantages of iteration 7"),
+        ({"iteration": 7}, r"run old has no advantages of iteration 7"),
         ({"split": "test"}, r"split test is unknown; known splits: train, evaluation"),
     ],
     ids=str,

@@ -1,5 +1,6 @@
 """Stores in a folder and in a bucket alike: where tests run on both, and how they spoil files."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from urllib.parse import urlsplit
 
 import boto3
 import pytest
+from storage_builders import slot
 
 from schemas.refs import Ref
-from storage import Store
+from storage import Slot, Store
 from storage.digests import folder_digest, json_digest
 from storage.layout import blob_uri
 
@@ -49,6 +51,28 @@ def spoil(store: Store, ref: Ref, fault: Fault = bit_flipped) -> None:
         path.unlink() if content is None else path.write_bytes(content)
         return
     spoil_object(store, blob_uri(ref.digest), fault)
+
+
+def spoil_manifest(store: Store, fault: Fault, at: Slot | None = None) -> None:
+    """Spoils the manifest of a slot."""
+    uri = f"{(at or slot()).uri}/manifest.json"
+    if store.url.startswith("s3://"):
+        spoil_object(store, uri, fault)
+        return
+    path = store.root / uri
+    content = fault(path.read_bytes())
+    path.unlink() if content is None else path.write_bytes(content)
+
+
+def resealed(fault: Callable[[str], str]) -> Fault:
+    """Changes a manifest and gives it the digest of what it says now, as another version would."""
+
+    def fault_of(content: bytes) -> bytes:
+        values = json.loads(fault(content.decode()))
+        values.pop("digest")
+        return json.dumps({**values, "digest": json_digest(values)}).encode()
+
+    return fault_of
 
 
 def spoil_object(store: Store, key: str, fault: Fault = bit_flipped) -> None:

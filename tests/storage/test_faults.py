@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import dedent
 
 import polars as pl
 import pytest
@@ -268,6 +269,52 @@ def test_files_that_may_not_be_read_are_told_by_name(read_only: Store, start: St
     assert heard(reader) == "unreadable file updates.parquet: Permission denied"
     record = read_only.root / "run=demo" / "run.json"
     assert heard(reader) == f"cannot read {record}: Permission denied"
+
+
+def test_a_folder_that_may_not_be_listed_is_told_and_not_left_out(
+    read_only: Store, start: Start
+) -> None:
+    (read_only.root / slot().uri).parent.chmod(0)
+    asking = "import storage\nfrom schemas.errors import StoreError\n" + dedent(
+        """
+        import os, sys
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            storage.open_table(sys.argv[1], "demo", "updates")
+        except StoreError as error:
+            print(error, flush=True)
+        """
+    )
+    told = heard(start(asking, read_only.root))
+    (read_only.root / slot().uri).parent.chmod(0o755)
+    assert told == f"cannot read {read_only.root}/run=demo: Permission denied"
+
+
+def test_runs_of_a_store_on_a_read_only_disk_can_be_read(store: Store) -> None:
+    now = datetime.now(UTC)
+    values = {"config": {}, "config_digest": "d", "status": "running"}
+    store.save_run(RunRecord(name="demo", created_at=now, updated_at=now, **values))
+    with store.lock_run("demo"):
+        pass
+    mounted = subprocess.run(["mount", "--bind", store.root, store.root], check=False)
+    if mounted.returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", store.root], check=True)
+        assert [record.name for record in Store.open(store.root).runs()] == ["demo"]
+    finally:
+        subprocess.run(["umount", store.root], check=True)
+
+
+def test_a_lost_store_file_is_told_as_such(store: Store, put: Put) -> None:
+    put()
+    (store.root / "store.json").unlink()
+    for create in (False, True):
+        with pytest.raises(StoreError, match=r"^missing file .*/store.json, but there are runs: "):
+            Store.open(store.root, create=create)
+    (store.root / "store.json").write_text('{"format": 2}')
+    assert Store.open(store.root).find(slot(), fingerprint()).is_hit
 
 
 def test_checkpoint_writer_that_fails_leaves_nothing(store: Store) -> None:

@@ -52,6 +52,7 @@ def spoiled_store(store: Store) -> None:
     branch(store, "c", "d", [0])
     put_result(store, slot(run="c", iteration=1), 5)
     drop_run(store, "c")
+    store.backend.mark_incomplete("killed")  # as an import that was killed leaves it
     put_result(store, slot(run="killed", iteration=0), 6)
 
 
@@ -116,11 +117,19 @@ steps = st.lists(
 )
 
 
+def save_first(store: Store, run: str) -> None:
+    """Makes the record that every run has before its results, but for one that was dropped."""
+    if run not in store.backend.dropped_runs() and not store.has_run(run):
+        store.save_run(record(run))
+
+
 def do(store: Store, step: tuple[object, ...]) -> None:
     match step:
         case ("write", str(run), int(iteration), int(seed)):
+            save_first(store, run)
             put_result(store, slot(run=run, iteration=iteration), seed)
         case ("adopt", [str(run), str(into), *_], int(iteration)):
+            save_first(store, into)
             place = slot(run=run, iteration=iteration)
             store.adopt(place, place.model_copy(update={"run": into}))
         case ("record", str(run)):
@@ -303,6 +312,37 @@ def test_what_was_never_dropped_cannot_be_brought_back(store: Store) -> None:
         restore_run(store, "a")
     with pytest.raises(StoreError, match=r"run c cannot be brought back; dropped runs in .*: b"):
         restore_run(store, "c")
+
+
+@on_both
+def test_a_run_that_lost_its_record_is_kept_and_told(store: Store) -> None:
+    put_run(store, "a", {0: 0})
+    put_run(store, "b", {0: 1})
+    results = [manifest for _, manifest in store.results("a")]
+    if store.url.startswith("s3://"):
+        spoil_object(store, "run=a/run.json", lambda _: None)
+    else:
+        (store.root / "run=a/run.json").unlink()
+    (told,) = find_garbage(store).spared
+    assert told.startswith("run a is kept, as nobody dropped it, but ")
+    collect(store)
+    assert [manifest for _, manifest in store.results("a")] == results
+    assert verify(store, "a") == 1
+
+
+@on_both
+def test_a_folder_that_cannot_be_a_run_is_in_nobodys_way(store: Store) -> None:
+    put_run(store, "a", {0: 0})
+    if store.url.startswith("s3://"):
+        from places import client_of, place_of
+
+        client_of(store).put_object(**place_of(store, "run=my notes/x"), Body=b"mine")
+    else:
+        (store.root / "run=my notes").mkdir()
+    collect(store)
+    assert store.backend.runs() == ["a"]
+    with pytest.raises(StoreError, match=r"known runs: a$"):
+        store.run_record("b")
 
 
 @on_both

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import dataframely as dy
 import polars as pl
 import pytest
+from places import resealed, spoil_manifest
 from polars.testing import assert_frame_equal
 from storage_builders import fingerprint, slot
 
@@ -187,8 +188,9 @@ def test_a_file_without_the_columns_of_its_version_is_one_clear_error(
 ) -> None:
     release(2)
     ref = put(frame=as_two(updates())).tables["updates"].model_copy(update={"schema_version": 1})
-    path = store.root / slot().uri / "manifest.json"
-    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    spoil_manifest(
+        store, resealed(lambda m: m.replace('"schema_version": 2', '"schema_version": 1'))
+    )
     told = r"updates.parquet does not have the columns of table updates, schema 1: run its stage"
     with pytest.raises(StoreError, match=told):
         reader(store, ref)

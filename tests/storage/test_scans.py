@@ -1,10 +1,19 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
-from places import on_both
+from places import (
+    Fault,
+    bit_flipped,
+    deleted,
+    on_both,
+    resealed,
+    spoil,
+    spoil_manifest,
+    truncated,
+)
+from polars.testing import assert_frame_equal
 from storage_builders import fingerprint, slot, turns, updates
 
 import storage
@@ -116,9 +125,57 @@ def test_open_table_asks_which_of_two_stages(store: Store, put: Put) -> None:
 
 def test_open_table_refuses_a_newer_schema(store: Store, put: Put) -> None:
     put()
-    path = store.root / slot().uri / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["tables"]["updates"]["schema_version"] = 2
-    path.write_text(json.dumps(manifest))
+    spoil_manifest(
+        store, resealed(lambda m: m.replace('"schema_version": 1', '"schema_version": 2'))
+    )
     with pytest.raises(StoreError, match=r"newer version .*: upgrade turnledger"):
         storage.open_table(store.root, "demo", "updates")
+
+
+@on_both
+@pytest.mark.parametrize(("fault", "told"), [(deleted, "missing"), (truncated, "damaged")])
+def test_a_file_that_was_lost_or_cut_is_told_and_not_left_out(
+    store: Store, fault: Fault, told: str
+) -> None:
+    put_run(store)
+    place = slot("rollout", run="demo", iteration=1, shard=1, turn=0)
+    manifest = store.manifest(place)
+    assert manifest is not None
+    spoil(store, manifest.output(place.uri).tables["turns"], fault)
+    with pytest.raises(StoreError, match=rf"^{told} file .*turns\.parquet: run its"):
+        storage.open_table(store.url, "demo", "turns")
+
+
+@on_both
+def test_verified_rows_are_the_same(store: Store) -> None:
+    put_run(store)
+    plain, verified = (
+        storage.open_table(store.url, "demo", "turns", verify=verify).collect()
+        for verify in (False, True)
+    )
+    assert_frame_equal(plain, verified)
+    assert plain.height == 8
+
+
+@on_both
+def test_a_flipped_bit_is_told_where_that_is_asked_for(store: Store) -> None:
+    put_run(store)
+    place = slot("rollout", run="demo", iteration=1, shard=1, turn=0)
+    manifest = store.manifest(place)
+    assert manifest is not None
+    spoil(store, manifest.output(place.uri).tables["turns"], bit_flipped)
+    with pytest.raises(StoreError, match=r"^damaged file .*turns"):
+        storage.open_table(store.url, "demo", "turns", verify=True)
+
+
+def test_an_empty_table_has_its_iteration(store: Store) -> None:
+    put_run(store)
+    place = slot("rollout", run="demo", iteration=7, shard=0, turn=0)
+    store.write(
+        place,
+        fingerprint(seed=9),
+        tables={"turns": turns(("x", 0, 0)).clear()},
+        seconds=0,
+        parents=[],
+    )
+    assert storage.table_iterations(store.url, "demo", "turns") == {0, 1, 7}

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from places import deleted, on_both, spoil
+from places import deleted, on_both, spoil, spoil_manifest
 from polars.testing import assert_frame_equal
 from storage_builders import fingerprint, slot, turns, updates
 
@@ -133,23 +133,32 @@ def test_write_leaves_a_manifest_without_host_or_user(store: Store) -> None:
     assert not [secret for secret in secrets if secret in json.dumps(written)]
 
 
-def test_find_reads_a_result_of_a_version_that_noted_less(store: Store, put: Put) -> None:
-    parent = put().tables["updates"]
-    store.write(slot("x"), fingerprint(), tables={}, seconds=0, parents=[parent])
-    for place in (slot(), slot("x")):
-        path = store.root / place.uri / "manifest.json"
-        manifest = json.loads(path.read_text())
-        for name in ("code_version", "machine", "system", "memory_mib"):
-            del manifest["environment"][name]
-        for part in (*manifest["tables"].values(), *manifest["parents"]):
-            del part["content"]
-        for file in manifest["files"].values():
-            del file["blocks"]
-        path.write_text(json.dumps(manifest))
-    output = store.find(slot(), fingerprint()).output
-    assert output is not None
-    assert output.tables["updates"].content == parent.digest
-    assert store.find(slot("x"), fingerprint()).is_hit
+@on_both
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"rows": ', '"rows": 1'),
+        ("updates.parquet", "updatfs.parquet"),
+        ('"fingerprint_digest": "', '"fingerprint_digest": "0'),
+        ('"seed": 0', '"seed": 1'),
+        ('"seconds": 1.0', '"seconds": 9.0'),
+    ],
+)
+def test_a_manifest_in_which_anything_was_changed_is_damaged(
+    store: Store, put: Put, old: str, new: str
+) -> None:
+    put()
+
+    def change(content: bytes) -> bytes:
+        assert old.encode() in content
+        return content.replace(old.encode(), new.encode(), 1)
+
+    spoil_manifest(store, change)
+    found = store.look(slot(), fingerprint())
+    assert not found.is_hit
+    assert "damaged file manifest.json" in found.reason
+    with pytest.raises(StoreError, match=r"damaged file manifest\.json"):
+        store.manifest(slot())
 
 
 @pytest.mark.parametrize("column", ["seconds", "loss"])

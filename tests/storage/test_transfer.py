@@ -92,6 +92,12 @@ def test_an_export_refuses_a_folder_with_something_in_it(store: Store, tmp_path:
         export_run(store, "a", tmp_path / "run=1" / "x", silent)
 
 
+def test_an_export_refuses_a_bucket(store: Store) -> None:
+    put_run(store, "a", {0: 0})
+    with pytest.raises(StoreError, match=r"is no folder: export to a folder, then import"):
+        export_run(store, "a", Path("s3://bucket/x"), silent)
+
+
 @pytest.mark.parametrize(("fault", "told"), FAULTS)
 @on_both
 def test_a_damaged_result_stops_the_export(
