@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from schemas.errors import StoreError
 from schemas.refs import CheckpointRef, Ref
-from storage import bucket_garbage, lease
+from storage import bucket_garbage, bucket_publishing, lease
 from storage.backend import Garbage, Kept, Waste
 from storage.cache import Cache
-from storage.digests import canonical_json, json_digest
+from storage.digests import canonical_json
 from storage.files import disk_errors, write_with_digest
 from storage.folder import check_format
 from storage.layout import (
@@ -36,18 +36,13 @@ from storage.layout import (
     index_uri,
     lease_uri,
     record_uri,
-    replaced_uri,
     run_uri,
     runs_among,
 )
-from storage.manifests import Inspection, Manifest, parsed, written
+from storage.manifests import Inspection, Manifest, parsed
 from storage.objects import Object, Objects, allows_http, in_parallel
 from storage.verification import BLOCK_BYTES, StoredFile, Verify, described_bytes, drawn_blocks
 
-_ATTEMPTS = 20
-"""Conflicts over one slot that are sat out; each means that another writer got through."""
-_WITHOUT_MANIFEST = "unknown"
-"""Stands for the fingerprint of a replaced result whose manifest cannot be read."""
 _SCAN_VARIABLES = (
     *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     *("AWS_SESSION_TOKEN", "AWS_REGION"),
@@ -119,7 +114,7 @@ class Bucket:
 
     def inspect(self, uri: str) -> Inspection:
         """Reads the manifest of a result."""
-        present = self._objects.get(_manifest_uri(uri))
+        present = self._objects.get(bucket_publishing.manifest_uri(uri))
         return Inspection(None, None) if present is None else parsed(present.content)
 
     def inspect_all(self, uris: Sequence[str]) -> list[Inspection]:
@@ -137,17 +132,13 @@ class Bucket:
 
     def candidates(self, fingerprint: str, slot: str) -> list[str]:
         """Returns the places besides the slot that may hold a result, the index's hint first."""
-        keys = self._objects.keys(replaced_uri(fingerprint))
-        replaced = [key.removesuffix(f"/{MANIFEST_FILE}") for key in reversed(keys)]
-        hinted = self._hint(fingerprint)
-        uris = [hinted, *replaced] if hinted is not None else replaced
-        return [uri for uri in dict.fromkeys(uris) if uri != slot]
+        return bucket_publishing.candidates(self._objects, fingerprint, slot)
 
     def note(self, fingerprint: str, uri: str) -> None:
         """Notes where a fingerprint is, unless there is a note."""
         # Asked first: who may only read still finds results.
         if self._objects.size(index_uri(fingerprint)) is None:
-            self._objects.create(index_uri(fingerprint), _hint_to(uri))
+            self._objects.create(index_uri(fingerprint), bucket_publishing.hint_to(uri))
 
     def staging(self) -> AbstractContextManager[Path]:
         """Gives an empty folder in the local cache."""
@@ -165,11 +156,11 @@ class Bucket:
         in_parallel(upload, list(manifest.files))
         for file in _listing(manifest).values():
             self._objects.put(blob_uri(file.digest), canonical_json(_listed(manifest)))
-        return self._settle(manifest, replace=replace)
+        return self._settled(manifest, replace=replace)
 
     def take(self, uri: str, manifest: Manifest) -> Manifest | str:
         """Gives a slot a manifest that names the blobs of another result."""
-        return self.content_problem(uri, manifest) or self._settle(manifest, replace=False)
+        return self.content_problem(uri, manifest) or self._settled(manifest, replace=False)
 
     def fetch(self, ref: Ref) -> Path:
         """Returns a verified copy in the local cache."""
@@ -303,7 +294,11 @@ class Bucket:
 
     def redirect(self, kept: Kept) -> None:
         """Lets the hints to results that are kept lead to places that are kept."""
-        bucket_garbage.redirect(self._hint, self._point, kept)
+        bucket_garbage.redirect(
+            partial(bucket_publishing.read_hint, self._objects),
+            partial(bucket_publishing.point, self._objects),
+            kept,
+        )
 
     def remove(self, garbage: Garbage, kept: Kept, removed: Callable[[], None]) -> None:
         """Deletes the objects of garbage that still is some."""
@@ -321,78 +316,11 @@ class Bucket:
         self._objects.put(to, present.content)
         self._objects.delete(key)
 
-    def _point(self, fingerprint: str, uri: str) -> None:
-        self._objects.put(index_uri(fingerprint), _hint_to(uri))
+    def _settled(self, manifest: Manifest, *, replace: bool) -> Manifest:
+        def is_right(there: Manifest) -> bool:
+            return self.content_problem(manifest.slot.uri, there) is None
 
-    def _settle(self, manifest: Manifest, *, replace: bool) -> Manifest:
-        """Puts a manifest whose blobs are there, unless the slot has a right one already."""
-        uri, fingerprint = manifest.slot.uri, manifest.fingerprint_digest
-        content = written(manifest)
-        for _ in range(_ATTEMPTS):
-            present = self._objects.get(_manifest_uri(uri))
-            there = None if present is None else parsed(present.content).manifest
-            if (
-                not replace
-                and there is not None
-                and there.fingerprint_digest == fingerprint
-                and self.content_problem(uri, there) is None
-            ):
-                self._point(fingerprint, uri)
-                return there
-            if self._exchange(uri, content, present, manifest, there):
-                self._point(fingerprint, uri)
-                return manifest
-        raise StoreError(
-            f"cannot write {self.address(uri)}: other processes replaced it {_ATTEMPTS} times "
-            "meanwhile: let one of them have the slot"
-        )
-
-    def _exchange(
-        self,
-        uri: str,
-        content: bytes,
-        present: Object | None,
-        manifest: Manifest,
-        there: Manifest | None,
-    ) -> bool:
-        """Puts a manifest in place of what was seen in a slot; false if that has changed."""
-        key = _manifest_uri(uri)
-        if present is None:
-            return self._objects.create(key, content) is not None
-        if present.content == content:
-            return True  # our own put, whose answer was lost
-        is_same = (
-            there is not None
-            and there.fingerprint_digest == manifest.fingerprint_digest
-            and there.files == manifest.files
-        )
-        if not is_same:
-            self._keep(present, there, uri)
-        return self._objects.exchange(key, content, present.etag) is not None
-
-    def _keep(self, present: Object, there: Manifest | None, uri: str) -> None:
-        """Puts a manifest that is about to be replaced among the replaced ones.
-
-        Before it is replaced: a process killed in between leaves it in both places.
-        """
-        if there is None:
-            fingerprint, name = _WITHOUT_MANIFEST, hashlib.sha256(present.content).hexdigest()
-        else:
-            files = {name: file.digest for name, file in there.files.items()}
-            fingerprint, name = there.fingerprint_digest, json_digest(files)
-        kept = f"{replaced_uri(fingerprint)}/{name[:16]}"
-        self._objects.put(_manifest_uri(kept), present.content)
-        if there is not None and self._hint(fingerprint) == uri:
-            self._point(fingerprint, kept)
-
-    def _hint(self, fingerprint: str) -> str | None:
-        noted = self._objects.get(index_uri(fingerprint))
-        if noted is None:
-            return None
-        try:
-            return check_uri(str(json.loads(noted.content)["uri"]))
-        except (ValueError, KeyError, TypeError, StoreError):
-            return None  # a hint that cannot be used is as good as none
+        return bucket_publishing.settle(self._objects, manifest, is_right, replace=replace)
 
     def _blob_problem(self, file: StoredFile) -> str | None:
         key = blob_uri(file.digest)
@@ -438,11 +366,3 @@ def _listing(manifest: Manifest) -> dict[str, StoredFile]:
     if manifest.policy_version is None:
         return {}
     return {POLICY_FOLDER: described_bytes(canonical_json(_listed(manifest)))}
-
-
-def _manifest_uri(uri: str) -> str:
-    return f"{uri}/{MANIFEST_FILE}"
-
-
-def _hint_to(uri: str) -> bytes:
-    return json.dumps({"uri": uri}).encode()

@@ -19,12 +19,7 @@ from storage.layout import REPLACED, Layout, Slot, record_uri, run_uri
 from storage.manifests import Manifest
 from storage.runs import RunRecord
 from storage.staged import write_policy, write_tables
-from storage.tables import (
-    check_version,
-    read_typed,
-    upgraded_scan,
-    validated,
-)
+from storage.tables import check_version, read_typed, upgraded_scan, validated
 from storage.verification import Verify
 
 
