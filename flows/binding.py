@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from dataframely.exc import SchemaError, ValidationError
 from pydantic import BaseModel, ConfigDict
 
 from flows.catalogue import EVERY_STAGE, STAGES
 from flows.events import StageEvent, tell
+from schemas.errors import StageError
 from schemas.refs import Ref, StageOutput
 from storage import Fingerprint, Found, Slot, Store, module_closure
 from storage.layout import Split
+from storage.tables import in_one_line
 
 
 class Place(BaseModel):
@@ -134,11 +137,17 @@ def compute_and_keep(run: StageRun, reason: str, *, replace: bool = False) -> St
         replace: Whether a right result with the same fingerprint is pushed out.
 
     Raises:
-        TurnledgerError: If inputs or store cannot be used; nothing is stored then.
+        TurnledgerError: If inputs or store cannot be used, or the stage makes rows that break
+            their schema; nothing is stored then.
     """
     tell(StageEvent(slot=run.slot, kind="started", reason=reason))
     started = time.perf_counter()
-    produced = run.compute()
+    try:
+        produced = run.compute()
+    except (SchemaError, ValidationError) as error:
+        raise StageError(
+            f"{run.slot.uri}: what the stage made breaks its schema: {in_one_line(error)}"
+        ) from error
     seconds = time.perf_counter() - started
     output = run.place.open().write(
         run.slot,

@@ -110,16 +110,18 @@ class LedgerPlanner:
         if waits:
             sure, waiting = _why_waiting(run, old, waits)
             action: Action = "run" if sure else "depends"
-            self._note(run.slot, action, "; ".join([*sure, waiting]), old)
+            self._note(
+                run.slot, action, "; ".join([*sure, waiting]), self._usual_seconds(run.slot, old)
+            )
             return _expected(run, old)
         found = self._store.look(run.slot, run.fingerprint)
         if found.output is not None:
-            self._note(run.slot, "hit", found.reason, old)
+            self._note(run.slot, "hit", found.reason, found.seconds)
             return found.output
         reason = found.reason
         if found.expected is None and old is not None:
             reason = "; ".join(explain(run.fingerprint, old.fingerprint)) or reason
-        self._note(run.slot, "run", reason, old)
+        self._note(run.slot, "run", reason, self._usual_seconds(run.slot, old))
         return found.expected or _expected(run, old)
 
     def adoption(self, place: Place, source: Slot, target: Slot) -> StageOutput | None:
@@ -132,7 +134,7 @@ class LedgerPlanner:
         if manifest is None:
             return None
         if source != target:
-            self._note(target, "hit", f"taken over from {source.run}", manifest)
+            self._note(target, "hit", f"taken over from {source.run}", manifest.seconds)
         return manifest.output(target.uri)
 
     def _stored(self, slot: Slot) -> Manifest | None:
@@ -147,8 +149,7 @@ class LedgerPlanner:
                 return manifest
         return None
 
-    def _note(self, slot: Slot, action: Action, reason: str, old: Manifest | None) -> None:
-        seconds = old.seconds if old is not None else self._usual_seconds(slot)
+    def _note(self, slot: Slot, action: Action, reason: str, seconds: float | None) -> None:
         self._rows.append(
             {
                 "iteration": slot.iteration,
@@ -163,8 +164,10 @@ class LedgerPlanner:
             }
         )
 
-    def _usual_seconds(self, slot: Slot) -> float | None:
-        """Returns the median time of the stage in its run, else in the whole store."""
+    def _usual_seconds(self, slot: Slot, old: Manifest | None) -> float | None:
+        """Returns the time of last time, else the stage's median in its run or in the store."""
+        if old is not None:
+            return old.seconds
         if self._seconds is None:
             self._seconds = defaultdict(list)
             for _, manifest in self._store.results():

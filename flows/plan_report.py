@@ -69,7 +69,7 @@ def _summary(planned: pl.DataFrame) -> str:
         return ", ".join(parts)
     known = to_do["last_s"].sum()
     unknown = to_do["last_s"].null_count()
-    told = f"about {known:.0f} s of stage time" if known >= 1 else f"about {known:.2f} s"
+    told = f"about {known:{'.0f' if known >= 1 else '.2f'}} s of stage time"
     if unknown:
         told += f", without {unknown} stage runs never seen"
     return f"{', '.join(parts)}: {told}"

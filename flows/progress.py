@@ -100,7 +100,7 @@ class Display:
             if rewards:
                 self._print(outcome_line(self._store, iteration, rewards, event.output))
             self._progress.update(self._bar, completed=iteration)
-        elif stage == "cold_start":
+        elif stage == "cold_start" and event.kind == "computed":
             updates = self._store.read(event.output.tables["cold_start_updates"])
             losses = updates["loss"].tail(50).to_list()
             said = f"loss {sum(losses) / len(losses):.2f}" if losses else "without training"

@@ -108,7 +108,7 @@ def outcome_line(
         f"right {_share(lasts['outcome'])}",
         f"reward {_number(lasts['total'].mean())}",
         f"turns {len(rewards) / max(1, rewards['is_last'].sum()):.1f}",
-        f"invalid calls {_share(rewards['format'] < 0)}",
+        f"penalised {_share(rewards['format'] < 0)}",
     ]
     if len(updates):
         parts.append(f"entropy {_number(updates['entropy'].mean())}")

@@ -27,3 +27,7 @@ class PolicyError(TurnledgerError):
 
 class ExecutorError(TurnledgerError):
     """Code execution that cannot be isolated on this machine or failed as a whole."""
+
+
+class StageError(TurnledgerError):
+    """A stage whose result cannot be what it says, such as rows that break their schema."""

@@ -17,6 +17,9 @@ class Found:
     """What running the stage will give again: the slot has a result of this fingerprint, and its
     files are damaged or missing. Null in all other cases."""
 
+    seconds: float | None = None
+    """Wall time that computing the result took; null without one."""
+
     @property
     def is_hit(self) -> bool:
         """Whether there is a result."""

@@ -351,7 +351,7 @@ class Store:
                 if problem is None:
                     if adopting:
                         self._backend.note(digest, slot.uri)
-                    return Found(stored, "unchanged")
+                    return Found(stored, "unchanged", seconds=here.manifest.seconds)
                 expected = stored
             old = None if here.manifest is None else here.manifest.fingerprint
             reasons = [problem] if problem else explain(fingerprint, old)
@@ -365,7 +365,8 @@ class Store:
                     taken = self._peek(uri, there)
                 if isinstance(taken, Manifest):
                     mended = f" ({problem} in its own slot)" if problem else ""
-                    return Found(taken.output(slot.uri), f"{_origin(uri, there)}{mended}")
+                    reason = f"{_origin(uri, there)}{mended}"
+                    return Found(taken.output(slot.uri), reason, seconds=there.seconds)
                 reasons.append(f"stored result in {uri}: {taken}")
         return Found(None, "; ".join(reasons), expected)
 
@@ -393,4 +394,4 @@ def _plain(refs: Sequence[Ref]) -> list[Ref]:
 def _origin(uri: str, manifest: Manifest) -> str:
     if uri.startswith(f"{REPLACED}/"):
         return f"reused from {manifest.slot.uri} (replaced since)"
-    return f"reused from {uri}"
+    return f"reused from {manifest.slot.run}"

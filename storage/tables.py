@@ -39,9 +39,13 @@ def validated(name: str, frame: pl.DataFrame) -> pl.DataFrame:
     try:
         return schema.validate(frame)
     except (SchemaError, ValidationError) as error:
-        # What polars says about its query plan follows after an empty line.
-        reason = " ".join(str(error).partition("\n\n")[0].split())
-        raise StoreError(f"table {name} does not keep its schema: {reason}") from error
+        raise StoreError(f"table {name} does not keep its schema: {in_one_line(error)}") from error
+
+
+def in_one_line(error: SchemaError | ValidationError) -> str:
+    """Returns which columns and rules of a schema are broken."""
+    # What polars says about its query plan follows after an empty line.
+    return " ".join(str(error).partition("\n\n")[0].split())
 
 
 def parquet_bytes(frame: pl.DataFrame) -> bytes:

@@ -8,7 +8,7 @@ from flows.adoption import adopt
 from flows.binding import Place, Produced, StageRun, compute_and_keep, look_up
 from flows.catalogue import STAGES
 from flows.events import StageEvent, listening
-from schemas.errors import StoreError
+from schemas.errors import StageError, StoreError
 from schemas.refs import Ref, StageOutput
 from schemas.tables import RejectedProblems
 from storage import Slot, Store
@@ -122,3 +122,18 @@ def test_code_of_every_stage_is_found(stage: str) -> None:
     from flows.binding import _code
 
     assert set(STAGES[stage].code) <= set(_code(stage))
+
+
+def test_rows_that_break_their_schema_are_told_in_one_line_that_names_the_stage_run(
+    place: Place,
+) -> None:
+    """As after an edit of a stage: the one mistake that everybody makes who changes a rule."""
+
+    def compute() -> Produced:
+        frame = FRAME.with_columns(reason=pl.lit(None, pl.String))
+        return Produced(tables={"rejected_problems": RejectedProblems.validate(frame)})
+
+    told = r"^run=demo/.*stage=problems: what the stage made breaks its schema: [^\n]*reason[^\n]*$"
+    with pytest.raises(StageError, match=told):
+        compute_and_keep(stage_run(place, compute), "first run")
+    assert Store.open(place.store).manifest(place.slot("problems")) is None

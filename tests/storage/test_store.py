@@ -266,7 +266,7 @@ def test_find_mends_a_missing_index(store: Store, put: Put) -> None:
 def test_find_adopts_across_runs_and_shares_bytes(store: Store) -> None:
     theirs = put_policy(store)
     found = store.find(slot(run="other"), fingerprint())
-    assert found.reason == f"reused from {slot().uri}"
+    assert found.reason == "reused from demo"
     assert found.output is not None
     assert found.output.checkpoint is not None
     assert found.output.checkpoint.digest == theirs.digest
@@ -359,9 +359,7 @@ def test_find_mends_a_damaged_slot_from_another_run(
     flip_a_bit(store.root / ref.uri)
     found = store.find(slot(), fingerprint())
     assert found.is_hit
-    assert found.reason == (
-        f"reused from {slot(run='other').uri} (damaged file updates.parquet in its own slot)"
-    )
+    assert found.reason == ("reused from other (damaged file updates.parquet in its own slot)")
 
 
 @on_both
