@@ -102,6 +102,7 @@ def plan(  # noqa: PLR0913, PLR0917, options of the command line
         int | None,
         typer.Option("--iteration", min=0, help="Iteration to rerun; of a training, to show."),
     ] = None,
+    into: IntoOption = None,
     only: OnlyOption = None,
     until: UntilOption = None,
     everything: Annotated[
@@ -117,7 +118,7 @@ def plan(  # noqa: PLR0913, PLR0917, options of the command line
     agree. `depends` is said of a stage whose input would be made anew: should that come out as
     it was, its stored result serves.
 
-    Example: turnledger plan --run first --set advantages.gamma=0.95
+    Example: turnledger plan advantages --run first --iteration 3 --set gamma=0.95
     """
     from flows.plan_report import plan_lines
 
@@ -126,11 +127,20 @@ def plan(  # noqa: PLR0913, PLR0917, options of the command line
             raise ConfigError("--only, --downstream and --until belong to the plan of a rerun")
         planned = _plan_training(store, run, config, overrides)
         if iteration is not None:
+            of_all = sorted(planned["iteration"].unique())
+            if iteration not in of_all:
+                raise ConfigError(
+                    f"iteration {iteration} is not in the plan, which goes from {of_all[0]} to "
+                    f"{of_all[-1]}: a branch begins after its iteration, and `--set iterations=N` "
+                    "plans further"
+                )
             planned = planned.filter(iteration=iteration)
     else:
-        if iteration is None or config is not None:
-            raise ConfigError("the plan of a rerun needs --iteration, and takes no --config")
-        planned = _plan_rerun(_asked(stage, store, run, iteration, None, overrides, until, only))
+        if iteration is None:
+            raise ConfigError("the plan of a rerun needs --iteration")
+        if config is not None:
+            raise ConfigError("a rerun takes the settings of its run: --set changes some of them")
+        planned = _plan_rerun(_asked(stage, store, run, iteration, into, overrides, until, only))
     if to is not None:
         write_frame(planned, to)
     for line in plan_lines(planned, everything=everything):
@@ -149,6 +159,11 @@ class _Rerun:
     overrides: list[str]
     old: "RunConfig"
     config: "RunConfig"
+
+    @property
+    def in_place(self) -> bool:
+        """Whether an evaluation adds to its run, since it changes nothing."""
+        return self.scope.first == "evaluation" and self.config == self.old and self.into is None
 
 
 def _asked(
@@ -178,7 +193,7 @@ def _plan_training(
 ) -> "pl.DataFrame":
     from flows.binding import Place
     from flows.plan import plan_training
-    from flows.sessions import default_run_name
+    from flows.sessions import default_run_name, refuse_left_over, refuse_other_settings
     from storage import Store
 
     opened = Store.open(store)
@@ -187,7 +202,14 @@ def _plan_training(
         name = chosen_run(opened, None)
     settings = settings_of(opened, name, config, overrides)
     name = name or default_run_name(settings)
-    typer.echo(f"plan of run {name} in {store}")
+    refuse_left_over(opened, name)
+    if opened.has_run(name):
+        if opened.has_results(name):
+            refuse_other_settings(opened.run_record(name), settings)
+        typer.echo(f"plan of run {name} in {store}")
+    else:
+        known = ", ".join(opened.run_names()) or "none"
+        typer.echo(f"plan of a new run {name} in {store}, which holds {known}")
     place = Place(store=opened.url, run=name, iteration=0, verify=settings.compute.verify)
     return plan_training(place, settings)
 
@@ -195,9 +217,10 @@ def _plan_training(
 def _plan_rerun(asked: _Rerun) -> "pl.DataFrame":
     from flows.binding import Place
     from flows.plan import plan_rerun
-    from flows.sessions import branch_name
+    from flows.sessions import refuse_left_over
 
-    into = asked.into or branch_name(asked.store, asked.source, _parent(asked), asked.config)
+    into = _target(asked)
+    refuse_left_over(asked.store, into)
     told = f"rerun of {asked.scope.first} in {asked.source}, iteration {asked.iteration}"
     typer.echo(f"plan of a {told}, into {into}")
     old = Place(
@@ -207,6 +230,17 @@ def _plan_rerun(asked: _Rerun) -> "pl.DataFrame":
         verify=asked.config.compute.verify,
     )
     return plan_rerun(old, old.model_copy(update={"run": into}), asked.scope, asked.config)
+
+
+def _target(asked: _Rerun) -> str:
+    """Returns the run that takes the results."""
+    from flows.sessions import branch_name
+
+    if asked.in_place:
+        return asked.source
+    if asked.into == asked.source:
+        raise ConfigError(f"--into {asked.into} is the run itself: name another one")
+    return asked.into or branch_name(asked.store, asked.source, _parent(asked), asked.config)
 
 
 def _parent(asked: _Rerun) -> "RunParent":
@@ -227,17 +261,11 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
     """Runs stages again into a branch and says what came of it."""
     from flows.binding import Place
     from flows.rerun import check_source
-    from flows.sessions import branch_name, check_inputs
+    from flows.sessions import check_inputs
 
     opened, source, scope = asked.store, asked.source, asked.scope
     is_evaluation = scope.first == "evaluation"
-    in_place = is_evaluation and asked.config == asked.old and asked.into is None
-    parent = _parent(asked)
-    name = source if in_place else asked.into
-    if name is None:
-        name = branch_name(opened, source, parent, asked.config)
-    if name == source and not in_place:
-        raise ConfigError(f"--into {asked.into} is the run itself: name another one")
+    in_place, parent, name = asked.in_place, _parent(asked), _target(asked)
     old = Place(store=opened.url, run=source, iteration=asked.iteration)
     check_source(opened, old, scope)
     check_inputs(asked.config, runs_code=scope.runs_code)
@@ -249,6 +277,7 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
     def work() -> None:
         from flows.rerun import rerun as rerun_flow
         from flows.sessions import start_prefect
+        from flows.train import note_iteration
 
         start_prefect()
         changes[:] = rerun_flow(
@@ -257,11 +286,10 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
             until=parent.until,
             refresh=refresh,
         )
+        if scope.needs("optimisation") and not in_place:  # then the branch holds the policy
+            note_iteration(old.model_copy(update={"run": name}))
 
-    in_session(opened, name, asked.config, None if in_place else parent, work)
-    record = opened.run_record(name)
-    done = max(record.iterations_done, asked.iteration)
-    opened.save_run(record.model_copy(update={"iterations_done": done}))
+    in_session(opened, name, asked.config, parent, work, in_place=in_place)
     _tell_rerun(asked, name, changes)
 
 

@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -157,15 +158,32 @@ def in_session(
     config: "RunConfig",
     parent: "RunParent | None",
     work: Callable[[], None],
+    *,
+    in_place: bool = False,
 ) -> None:
-    """Does the work of a flow with progress, record and lock around it."""
+    """Does the work of a flow with progress, record and lock around it.
+
+    Args:
+        store: Where the run is.
+        run: Name of the run.
+        config: Settings of the flow.
+        parent: Where a branch comes from; null for a run of its own.
+        work: What is done.
+        in_place: Whether the work adds to a run that exists and leaves its state as it is.
+
+    Raises:
+        TurnledgerError: If the run cannot be used, or the work fails.
+    """
     from flows.progress import Display
-    from flows.sessions import session
+    from flows.sessions import session, visit
 
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    held: AbstractContextManager[object] = (
+        visit(store, run) if in_place else session(store, run, config, parent=parent)
+    )
     try:
         with (
-            session(store, run, config, parent=parent),
+            held,
             Display(Console(), store, config.iterations) as display,
         ):
             work()

@@ -14,10 +14,11 @@ from prefect import flow
 from flows.adoption import taken_over, taken_policy
 from flows.artifacts import EventLog, publish_accuracy, publish_changes, publish_iteration
 from flows.binding import Place
-from flows.catalogue import Scope
+from flows.catalogue import ORDER, Scope
 from flows.compare import diff
 from flows.credit_tasks import advantages_task
 from flows.events import listening
+from flows.policies import stored_policy
 from flows.sampling_tasks import execution_task, rollout_task
 from flows.sessions import stored_config
 from flows.task_inputs import Shard
@@ -108,17 +109,41 @@ def rerunning(old: Place, new: Place, scope: Scope, config: RunConfig) -> None:
 
 
 def check_source(store: Store, old: Place, scope: Scope) -> None:
-    """Refuses a rerun of what there is not.
+    """Refuses a rerun of what there is not, before anything is written.
 
     Raises:
         StoreError: If so, saying what is missing.
     """
+    if scope.first != "evaluation":
+        if old.iteration == 0:
+            raise StoreError("iteration 0 holds only the cold start: it has no stage to rerun")
+        if store.manifest(old.slot("prompts")) is None:
+            raise StoreError(f"run {old.run} holds no rollout of iteration {old.iteration}")
+        for stage in ORDER[: ORDER.index(scope.first)]:
+            if stage == "execution":
+                continue  # with a single turn there is none
+            # The first shard and turn stand for all.
+            shard = 0 if stage in ("rollout", "turn_rewards", "similarity") else None
+            turn = 0 if stage == "rollout" else None
+            if store.manifest(old.slot(stage, shard=shard, turn=turn)) is None:
+                raise StoreError(
+                    f"run {old.run} holds no {stage} of iteration {old.iteration}: rerun an "
+                    "earlier stage"
+                )
+    for iteration in _policies_needed(old.iteration, scope):
+        stored_policy(store, old.run, iteration)
+
+
+def _policies_needed(iteration: int, scope: Scope) -> list[int]:
+    """Returns the iterations whose policies a rerun builds on; 0 is the cold start."""
     if scope.first == "evaluation":
-        return
-    if old.iteration == 0:
-        raise StoreError("iteration 0 holds only the cold start: it has no stage to rerun")
-    if store.manifest(old.slot("prompts")) is None:
-        raise StoreError(f"run {old.run} holds no rollout of iteration {old.iteration}")
+        return [0, iteration]
+    # The tokenizer is that of the cold start.
+    needed = [0] if ORDER.index(scope.first) <= ORDER.index("execution") else []
+    samples = scope.first == "execution" and not scope.is_one_stage
+    if samples or scope.computes("rollout") or scope.computes("optimisation"):
+        needed.append(iteration - 1)
+    return needed
 
 
 def _learn_again(

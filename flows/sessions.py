@@ -20,6 +20,7 @@ from schemas.errors import (
 )
 from storage import RunParent, RunRecord, Store
 from storage.digests import json_digest
+from storage.layout import run_uri
 from storage.problem_sources import find_source
 
 FREE_TO_CHANGE = ("iterations", "compute.", "execution.workers", "evaluation.every")
@@ -79,12 +80,42 @@ def branch_name(store: Store, source: str, parent: RunParent, config: RunConfig)
     """Returns the branch that already holds this rerun, or the first free name `source.N`."""
     digest = json_digest(config.model_dump(mode="json"))
     number = 1
-    while store.has_run(f"{source}.{number}"):
-        record = store.run_record(f"{source}.{number}")
-        if record.parent == parent and record.config_digest == digest:
-            return record.name
+    while True:
+        name = f"{source}.{number}"
+        if store.has_run(name):
+            record = store.run_record(name)
+            if record.parent == parent and record.config_digest == digest:
+                return name
+        elif not _is_dropped(store, name) and not store.has_results(name):
+            return name
         number += 1
-    return f"{source}.{number}"
+
+
+def refuse_left_over(store: Store, run: str) -> None:
+    """Refuses the name of a run that is off the books while its results are still there.
+
+    A new run would take them for its own.
+
+    Raises:
+        StoreError: If it is so.
+    """
+    if store.has_run(run):
+        return
+    if _is_dropped(store, run):
+        raise StoreError(
+            f"run {run} of {store.url} was dropped and is still there: `turnledger gc` frees the "
+            f"name, `turnledger drop {run} --undo` brings the run back"
+        )
+    if store.has_results(run):
+        raise StoreError(
+            f"{store.backend.address(run_uri(run))} holds results of a run without a record: put "
+            "its run.json back, or take another name; what a killed import left, gc removes"
+        )
+
+
+def _is_dropped(store: Store, run: str) -> bool:
+    with store.backend.errors("read", ""):
+        return run in store.backend.dropped_runs()
 
 
 def stored_config(record: RunRecord) -> RunConfig:
@@ -173,9 +204,10 @@ def session(
 
     Raises:
         ConfigError: If the run exists with other settings.
-        StoreError: If another process holds the run.
+        StoreError: If another process holds the run, or the name is that of a dropped run.
     """
     with store.lock_run(run):
+        refuse_left_over(store, run)
         record = _record(store, run, config, parent)
         store.save_run(record)
         try:
@@ -188,6 +220,37 @@ def session(
             _close(store, run, "failed", message)
             raise
         _close(store, run, "finished", None)
+
+
+@contextmanager
+def visit(store: Store, run: str) -> Iterator[None]:
+    """Holds a run for the time of a flow that adds to it and leaves its state as it is.
+
+    Raises:
+        StoreError: If another process holds the run.
+    """
+    with store.lock_run(run):
+        yield
+        store.save_run(store.run_record(run))  # as it is, so that it was changed last
+
+
+def refuse_other_settings(known: RunRecord, config: RunConfig) -> None:
+    """Refuses to go on with a run under settings that would have made other results.
+
+    Raises:
+        ConfigError: If so, naming the settings.
+    """
+    changed = {
+        key: pair
+        for key, pair in changed_keys(stored_config(known), config).items()
+        if not key.startswith(FREE_TO_CHANGE)
+    }
+    if changed:
+        told = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
+        raise ConfigError(
+            f"run {known.name} was made with other settings ({told}): take another --run, "
+            "or `turnledger rerun` a stage of it"
+        )
 
 
 def _record(store: Store, run: str, config: RunConfig, parent: RunParent | None) -> RunRecord:
@@ -206,17 +269,7 @@ def _record(store: Store, run: str, config: RunConfig, parent: RunParent | None)
             status="running",
             parent=parent or (known.parent if known is not None else None),
         )
-    changed = {
-        key: pair
-        for key, pair in changed_keys(stored_config(known), config).items()
-        if not key.startswith(FREE_TO_CHANGE)
-    }
-    if changed:
-        told = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
-        raise ConfigError(
-            f"run {run} was made with other settings ({told}): take another --run, "
-            "or `turnledger rerun` a stage of it"
-        )
+    refuse_other_settings(known, config)
     return known.model_copy(
         update={
             "config": values,

@@ -9,9 +9,10 @@ from small_runs import Cli
 import flows.credit_tasks
 import flows.resources
 import flows.sampling_tasks
+from flows.binding import Place
 from flows.catalogue import ORDER, Scope
 from flows.events import StageEvent, listening
-from flows.rerun import rerun
+from flows.rerun import check_source, rerun
 from flows.sessions import branch_config, branch_name, session
 from schemas.errors import ConfigError, StoreError
 from schemas.tables import TURN_KEY
@@ -274,3 +275,57 @@ def test_a_refused_rerun_leaves_no_record(cli: Cli, trained: Path) -> None:
 def test_rerun_refuses_a_setting_that_it_would_not_use(trained: Path) -> None:
     with pytest.raises(ConfigError, match=r"rollout\.samples does not belong to advantages"):
         rerun_stage(trained, "advantages", 1, ["rollout.samples=8"])
+
+
+def test_rerun_refuses_a_source_that_lacks_a_stage_before_it(trained: Path) -> None:
+    branch = rerun_stage(trained, "similarity", 1, ["alpha=0.65"], until="similarity")
+    opened = Store.open(trained)
+    place = Place(store=opened.url, run=branch, iteration=1)
+    with pytest.raises(StoreError, match=f"run {branch} holds no advantages of iteration 1"):
+        check_source(opened, place, Scope.of("optimisation"))
+
+
+def test_an_evaluation_without_its_policy_is_refused(trained: Path) -> None:
+    branch = rerun_stage(trained, "advantages", 2, ["gamma=0.85"], until="advantages")
+    opened = Store.open(trained)
+    place = Place(store=opened.url, run=branch, iteration=2)
+    with pytest.raises(StoreError, match=f"run {branch} holds no policy of iteration 2"):
+        check_source(opened, place, Scope.of("evaluation"))
+
+
+@pytest.mark.parametrize("changes", [(), ("--set", "samples=5")])
+def test_a_refused_evaluation_changes_no_record(
+    cli: Cli, trained: Path, changes: tuple[str, ...]
+) -> None:
+    before = Store.open(trained).runs()
+    done = cli.run(
+        *("evaluate", "--store", str(trained), "--run", "small", "--iteration", "9", *changes)
+    )
+    assert done.returncode == 1
+    assert "run small holds no policy of iteration 9" in done.stderr
+    assert Store.open(trained).runs() == before
+
+
+def test_an_evaluation_in_place_leaves_the_state_of_the_run(cli: Cli, trained: Path) -> None:
+    store = Store.open(trained)
+    cli.train(trained, run="stopped")
+    record = store.run_record("stopped")
+    # As kill -9 leaves it, after the second iteration's policy and before its record.
+    store.save_run(record.model_copy(update={"status": "running", "iterations_done": 1}))
+    done = cli.run("evaluate", "--store", str(trained), "--run", "stopped", "--iteration", "2")
+    assert done.returncode == 0, done.stderr
+    record = store.run_record("stopped")
+    assert (record.status, record.iterations_done) == ("interrupted", 1)
+    assert max(store.runs(), key=lambda known: known.updated_at).name == "stopped"
+
+
+def test_a_rerun_that_makes_no_policy_counts_no_iteration(cli: Cli, trained: Path) -> None:
+    for until, counted in (("advantages", 0), ("optimisation", 2)):
+        done = cli.run(
+            *("rerun", "advantages", "--store", str(trained), "--run", "small", "--iteration", "2"),
+            *("--set", "gamma=0.55", "--until", until, "--into", f"to-{until}"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert Store.open(trained).run_record(f"to-{until}").iterations_done == counted
+    done = cli.run("evaluate", "--store", str(trained), "--run", "to-advantages")
+    assert done.returncode == 0, done.stderr
