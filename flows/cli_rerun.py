@@ -205,7 +205,7 @@ def _plan_training(
     refuse_left_over(opened, name)
     if opened.has_run(name):
         if opened.has_results(name):
-            refuse_other_settings(opened.run_record(name), settings)
+            refuse_other_settings(opened, opened.run_record(name), settings)
         typer.echo(f"plan of run {name} in {store}")
     else:
         known = ", ".join(opened.run_names()) or "none"
@@ -268,7 +268,7 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
     in_place, parent, name = asked.in_place, _parent(asked), _target(asked)
     old = Place(store=opened.url, run=source, iteration=asked.iteration)
     check_source(opened, old, scope)
-    check_inputs(asked.config, runs_code=scope.runs_code)
+    check_inputs(asked.config, old.at(0), runs_code=scope.runs_code)
     doing = "evaluation of" if is_evaluation else f"rerun of {scope.first} in"
     typer.echo(f"{doing} {source}, iteration {asked.iteration}, into {name}")
 

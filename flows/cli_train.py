@@ -125,17 +125,19 @@ def _train(
     store: str, run: str | None, config: "RunConfig", refresh: tuple[str, ...]
 ) -> "tuple[pl.DataFrame, str]":
     """Trains and returns the accuracy by iteration and the name of the run."""
+    from flows.binding import Place
     from flows.report import accuracy_by_iteration
     from flows.sessions import check_inputs, default_run_name
     from storage import Store
 
-    check_inputs(config)
     name = run or default_run_name(config)
+    there = _existing(store)
+    place = None if there is None else Place(store=there.url, run=name, iteration=0)
+    check_inputs(config, place)
     opened = Store.open(store, create=True)
     typer.echo(f"run {name} in {store}")
 
     def work() -> None:
-        from flows.binding import Place
         from flows.sessions import has_prefect_server, start_prefect
         from flows.stored_training import go_through_stored
         from flows.train import train as train_flow

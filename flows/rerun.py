@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.adoption import taken_over, taken_policy
+from flows.adoption import adopt, taken_over, taken_policy
 from flows.artifacts import EventLog, publish_accuracy, publish_changes, publish_iteration
 from flows.binding import Place
 from flows.catalogue import ORDER, Scope
@@ -94,6 +94,12 @@ def rerun(
 def rerunning(old: Place, new: Place, scope: Scope, config: RunConfig) -> None:
     """Does the work of `rerun`, stage by stage."""
     check_source(old.open(), old, scope)
+    for was, place in (
+        (old.at(0), new.at(0)),
+        (old.at(0).of_evaluation(), new.at(0).of_evaluation()),
+    ):
+        # Their files may be moved, and are not there where the branch is imported.
+        adopt(place, was.slot("problems"), place.slot("problems"))
     first = taken_policy(old.at(0), new.at(0))
     if scope.first == "evaluation":
         policy = taken_policy(old, new)

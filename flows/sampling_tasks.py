@@ -4,16 +4,14 @@ Each function describes a stage run; the closure inside reads the inputs, hands 
 stage and names what comes back.
 """
 
-from pathlib import Path
-
 from flows.binding import Place, Produced, StageRun
+from flows.outside import given_policy, problem_file
 from flows.resources import dialogue_of, engine_of, executor_of, on_torch_thread
 from flows.stage_tasks import stage_task
 from flows.task_inputs import (
     Sampling,
     Shard,
     Trajectories,
-    foreign_ref,
     read_trajectories,
     read_turns,
     tell_progress,
@@ -29,21 +27,16 @@ from stages.rollout import roll_out_turn
 from stages.shards import take_shard
 from storage import load_problems
 from storage.checkpoints import load_policy, save_policy
-from storage.digests import files_below
-from storage.problem_sources import find_source
 
 
 @stage_task("problems {place.split}")
 def problems_task(place: Place, config: ProblemsConfig) -> StageRun:
     """Loads a problem file into the store, with its rejected rows beside it."""
-    path = config.path
-    if path is None:
-        raise ValueError("embedded problems are drawn by the prompts stage")
-    source = find_source(Path(path))
+    name, file = problem_file(place, config)
 
     def compute() -> Produced:
         loaded = load_problems(
-            path,
+            file.uri,
             problem_field=config.problem_field,
             answer_field=config.answer_field,
             id_field=config.id_field,
@@ -54,8 +47,8 @@ def problems_task(place: Place, config: ProblemsConfig) -> StageRun:
         place=place,
         slot=place.slot("problems"),
         # The name becomes part of the rows: their source, and their ids where they have none.
-        config={**config.model_dump(exclude={"path", "levels"}), "source": source.name},
-        inputs={"file": foreign_ref(path, source.files)},
+        config={**config.model_dump(exclude={"path", "levels"}), "source": name},
+        inputs={"file": file},
         compute=compute,
     )
 
@@ -90,9 +83,7 @@ def cold_start_task(place: Place, config: RunConfig) -> StageRun:
 
     inputs: dict[str, Ref] = {}
     if config.policy.path is not None:
-        folder = Path(config.policy.path)
-        files = [folder / name for name in files_below(folder)]
-        inputs["policy"] = foreign_ref(config.policy.path, files)
+        inputs["policy"] = given_policy(place, config.policy.path)
     return StageRun(
         place=place,
         slot=slot,

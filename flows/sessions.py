@@ -4,54 +4,42 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 import httpx
 from pydantic import ValidationError
 
+from flows.binding import Place
 from flows.catalogue import ORDER, STAGES, Scope
+from flows.outside import PATHS, contents
 from schemas.config import RunConfig, changed_keys, override_config
 from schemas.errors import (
     ConfigError,
-    PolicyError,
-    ProblemFileError,
     StoreError,
     TurnledgerError,
 )
 from storage import RunParent, RunRecord, Store
 from storage.digests import json_digest
 from storage.layout import run_uri
-from storage.problem_sources import find_source
 
 FREE_TO_CHANGE = ("iterations", "compute.", "execution.workers", "evaluation.every")
 """Settings that a run may be continued with: they decide how far and how, not what."""
 
 
-def check_inputs(config: RunConfig, *, runs_code: bool = True) -> None:
+def check_inputs(config: RunConfig, place: Place | None, *, runs_code: bool = True) -> None:
     """Refuses what would fail later, before anything is started.
 
     Args:
         config: Settings of the flow.
+        place: Iteration 0 of the run whose results it builds on; null for a new store.
         runs_code: Whether the flow may execute code, so that the sandbox is tried.
 
     Raises:
-        ProblemFileError: If a problem file is missing.
-        PolicyError: If the policy folder is no model folder.
+        ProblemFileError: If a problem file is missing, and its problems are not stored.
+        PolicyError: If the policy folder is no model folder, and the policy is not stored.
         ConfigError: If torch cannot use the device.
         ExecutorError: If code cannot be isolated on this machine.
     """
-    for key, path in (
-        ("problems.path", config.problems.path),
-        ("evaluation.path", config.evaluation.path),
-    ):
-        if path is not None:
-            try:
-                find_source(Path(path))
-            except ProblemFileError as error:
-                raise ProblemFileError(f"{key}: {error}") from error
-    folder = config.policy.path
-    if folder is not None and not (Path(folder) / "config.json").is_file():
-        raise PolicyError(f"policy.path: {folder} is no model folder: config.json is missing")
+    contents(place, config)
     _check_device(config.compute.device)
     if runs_code:
         from flows.resources import executor_of
@@ -234,7 +222,7 @@ def visit(store: Store, run: str) -> Iterator[None]:
         store.save_run(store.run_record(run))  # as it is, so that it was changed last
 
 
-def refuse_other_settings(known: RunRecord, config: RunConfig) -> None:
+def refuse_other_settings(store: Store, known: RunRecord, config: RunConfig) -> None:
     """Refuses to go on with a run under settings that would have made other results.
 
     Raises:
@@ -245,6 +233,12 @@ def refuse_other_settings(known: RunRecord, config: RunConfig) -> None:
         for key, pair in changed_keys(stored_config(known), config).items()
         if not key.startswith(FREE_TO_CHANGE)
     }
+    if changed.keys() & {*PATHS}:
+        place = Place(store=store.url, run=known.name, iteration=0)
+        before, now = (contents(place, c) for c in (stored_config(known), config))
+        changed = {
+            k: v for k, v in changed.items() if k not in PATHS or before.get(k) != now.get(k)
+        }
     if changed:
         told = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
         raise ConfigError(
@@ -269,7 +263,7 @@ def _record(store: Store, run: str, config: RunConfig, parent: RunParent | None)
             status="running",
             parent=parent or (known.parent if known is not None else None),
         )
-    refuse_other_settings(known, config)
+    refuse_other_settings(store, known, config)
     return known.model_copy(
         update={
             "config": values,

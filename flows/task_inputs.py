@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.binding import Place
 from flows.events import StageEvent, tell
 from schemas.config import ComputeConfig, RolloutConfig
-from schemas.refs import Ref, StageOutput, TableRef
+from schemas.refs import FOREIGN, Ref, StageOutput, TableRef
 from schemas.tables import Executions, Prompts, Turns
 from storage import Slot
 from storage.digests import digest_of_files, file_digest
@@ -92,7 +92,18 @@ def read_trajectories(
 
 
 def foreign_ref(path: str, files: Sequence[Path]) -> Ref:
-    """Names something outside the store by the content of its files, in their order."""
-    digests = {str(number): file_digest(file) for number, file in enumerate(files)}
-    digest = digest_of_files(digests)
-    return Ref(uri=path, name="foreign", digest=digest, content=digest)
+    """Names something outside the store by its content.
+
+    Args:
+        path: As the user wrote it.
+        files: Its files. The names of several count, below their folder; a single file may have
+            been renamed.
+    """
+
+    def name_of(file: Path) -> str:
+        if len(files) == 1:
+            return "file"
+        return str(file.relative_to(path)) if file.is_relative_to(path) else file.name
+
+    digest = digest_of_files({name_of(file): file_digest(file) for file in files})
+    return Ref(uri=path, name=FOREIGN, digest=digest, content=digest)

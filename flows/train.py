@@ -24,6 +24,7 @@ from flows.credit_tasks import (
     turn_rewards_task,
 )
 from flows.events import listening
+from flows.outside import problem_sections
 from flows.policies import stored_policy
 from flows.sampling_tasks import (
     cold_start_task,
@@ -34,7 +35,7 @@ from flows.sampling_tasks import (
 )
 from flows.stage_tasks import planner_at_work
 from flows.task_inputs import Sampling, Shard, Trajectories
-from schemas.config import ProblemsConfig, RunConfig
+from schemas.config import RunConfig
 from schemas.errors import ProblemFileError
 from schemas.refs import CheckpointRef, StageOutput, TableRef
 from stages.randomness import derive_seed
@@ -137,14 +138,10 @@ def is_evaluated(iteration: int, config: RunConfig) -> bool:
 def load_problem_sets(first: Place, config: RunConfig) -> ProblemSets:
     """Returns the stored problem sets by split; null stands for the embedded families."""
     sets: ProblemSets = {"train": None, "evaluation": None}
-    held_out = config.problems.model_copy(update={"path": config.evaluation.path})
-    wanted: list[tuple[Place, ProblemsConfig]] = [
-        (first, config.problems),
-        (first.of_evaluation(), held_out),
-    ]
-    for place, section in wanted:
-        if section.path is not None:
-            sets[place.split] = problems_task(place, section).tables["problems"]
+    sections = problem_sections(config)
+    for place in (first, first.of_evaluation()):
+        if sections[place.split].path is not None:
+            sets[place.split] = problems_task(place, sections[place.split]).tables["problems"]
     if planner_at_work() is None:
         refuse_shared_problems(first, sets)
     return sets
