@@ -31,7 +31,10 @@ EXCERPT_CHARS = 240
 
 
 def runs(store: StoreOption = DEFAULT_STORE) -> None:
-    """Lists the runs of a store."""
+    """Lists the runs of a store: state, iterations, and where a branch comes from.
+
+    Example: turnledger runs --store turnledger-store
+    """
     from rich.table import Table
 
     from storage import Store
@@ -51,6 +54,8 @@ def runs(store: StoreOption = DEFAULT_STORE) -> None:
             " ".join([origin, *(parent.overrides if parent else [])]),
             record.message or "",
         )
+    for name, problem in opened.damaged_runs().items():
+        table.add_row(name, "damaged", "", "", "", problem)
     if table.row_count:
         Console().print(table)
     else:

@@ -177,8 +177,9 @@ def in_session(
         TurnledgerError: If the run cannot be used, or the work fails.
     """
     from flows.progress import Display
-    from flows.sessions import session, visit
+    from flows.sessions import check_prefect_home, session, visit
 
+    check_prefect_home()
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     held: AbstractContextManager[object] = (
         visit(store, run) if in_place else session(store, run, config, parent=parent)

@@ -1,6 +1,7 @@
 """Sessions: what surrounds a flow. Checks before it, the run's record and lock around it."""
 
 import signal
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -159,6 +160,25 @@ def has_prefect_server() -> bool:
     from prefect.settings import get_current_settings
 
     return get_current_settings().api.url is not None
+
+
+def check_prefect_home() -> None:
+    """Refuses a folder for Prefect's state in which its server would hang.
+
+    Raises:
+        ConfigError: If the folder cannot be made or written.
+    """
+    from prefect.settings import get_current_settings
+
+    home = get_current_settings().home
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"PREFECT_HOME={home} cannot be written ({error.strerror}): name another folder"
+        ) from error
 
 
 def start_prefect() -> None:

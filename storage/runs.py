@@ -111,7 +111,8 @@ def _record(backend: Backend, name: str) -> RunRecord | None:
         return RunRecord.model_validate_json(content)
     except ValidationError as error:
         raise StoreError(
-            f"damaged run record {backend.address(uri)}: {error.error_count()} problems"
+            f"damaged run record {backend.address(uri)}: put it back from a copy, or "
+            f"`turnledger drop {name}`"
         ) from error
 
 

@@ -176,3 +176,25 @@ def test_a_name_that_is_too_long_is_one_line(cli: Cli) -> None:
 def test_lineage_of_an_evaluation_needs_no_split(cli: Cli, store: Path) -> None:
     told = said(cli, "lineage", "evaluations", "--run", "small", "--store", str(store))
     assert told.startswith("evaluations of small, iteration 2")
+
+
+def test_a_damaged_record_is_listed_and_its_run_can_be_dropped(cli: Cli, store: Path) -> None:
+    (store / "run=small/run.json").write_text("{")
+    place = ("--store", str(store))
+    assert "damaged run record" in said(cli, "runs", *place)
+    assert refused(cli, "show", "turns", "--run", "small", *place).endswith(
+        "put it back from a copy, or `turnledger drop small`\n"
+    )
+    said(cli, "drop", "small", *place)
+    assert said(cli, "runs", *place).startswith("no run in")
+
+
+def test_a_folder_of_prefect_that_cannot_be_written_is_refused(cli: Cli, store: Path) -> None:
+    alone = {k: v for k, v in cli.environment.items() if k != "PREFECT_API_URL"}
+    other = Cli({**alone, "PREFECT_HOME": "/proc/nope"})
+    before = Store.open(store).runs()
+    done = other.run("train", "--run", "new", "--store", str(store), *sets(*SMALL))
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]  # before it Prefect warns of the same
+    assert last.startswith("error: PREFECT_HOME=/proc/nope cannot be written")
+    assert Store.open(store).runs() == before
