@@ -1,5 +1,6 @@
 """Commands that train: train, quickstart."""
 
+import shlex
 import signal
 import sys
 import time
@@ -81,7 +82,7 @@ def quickstart(store: StoreOption = DEFAULT_STORE, overrides: SetOption = None) 
     draw_accuracy(accuracy, f"{run}: GTPO from the cold start", picture)
     last = settings.iterations
     command = Path(sys.argv[0])
-    place = f"--store {store} --run {run}"
+    place = f"--store {shlex.quote(store)} --run {run}"
     read = f"storage.open_table('{store}', '{run}', 'turns').collect()"
     typer.echo(
         f"""picture     {picture}

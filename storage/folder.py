@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -379,7 +380,10 @@ def _refuse_place(root: Path, entries: list[str], *, create: bool) -> None:
     if entries:
         raise StoreError(f"{root} is no store and not empty: name another folder")
     if not create:
-        raise StoreError(f"no store at {root}: `turnledger train --store {root}` makes one")
+        raise StoreError(
+            f"no store at {root}: check --store or TURNLEDGER_STORE; `turnledger train --store "
+            f"{shlex.quote(str(root))}` makes one"
+        )
     refuse_partitions(root)
 
 
