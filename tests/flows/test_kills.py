@@ -37,15 +37,8 @@ def check_a_kill(cli: Cli, trained: Path, store: Path, seed: int) -> None:
     assert Store.open(store).run_record("small").status == "finished"
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_killed_training_ends_like_an_undisturbed_one(
-    cli: Cli, trained: Path, tmp_path: Path, seed: int
-) -> None:
-    check_a_kill(cli, trained, tmp_path / "store", seed)
-
-
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(2, 52))
+@pytest.mark.parametrize("seed", range(50))
 def test_fifty_killed_trainings_end_like_an_undisturbed_one(
     cli: Cli, trained: Path, tmp_path: Path, seed: int
 ) -> None:
