@@ -142,8 +142,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--backend",
-        choices=["namespaces", "unsafe_local"],
-        default="namespaces",
+        choices=["sandbox", "unsafe_local"],
+        default="sandbox",
         help="how sampled code is run; not part of any figure",
     )
     return parser.parse_args()

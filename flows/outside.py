@@ -8,11 +8,11 @@ from pathlib import Path
 
 from flows.binding import Place
 from flows.task_inputs import foreign_ref
-from schemas.config import ProblemsConfig, RunConfig
-from schemas.errors import PolicyError, ProblemFileError
+from schemas.config import ExecutionConfig, ProblemsConfig, RunConfig
+from schemas.errors import ConfigError, PolicyError, ProblemFileError
 from schemas.refs import FOREIGN, Ref
 from storage import Fingerprint
-from storage.digests import files_below
+from storage.digests import files_below, folder_digest
 from storage.problem_sources import find_source
 
 PATHS = ("problems.path", "evaluation.path", "policy.path")
@@ -43,7 +43,7 @@ def problem_file(place: Place | None, config: ProblemsConfig) -> tuple[str, Ref]
         stored = _stored(place, "problems")
         if stored is None:
             raise
-        return str(stored.config["source"]), _as_stored(config.path, stored.inputs["file"])
+        return str(stored.config["source"]), _named(config.path, stored.inputs["file"])
     return source.name, foreign_ref(config.path, source.files)
 
 
@@ -63,7 +63,21 @@ def given_policy(place: Place | None, path: str) -> Ref:
     stored = _stored(place, "cold_start")
     if stored is None or "policy" not in stored.inputs:
         raise PolicyError(f"policy.path: {path} is no model folder: config.json is missing")
-    return _as_stored(path, stored.inputs["policy"])
+    return _named(path, stored.inputs["policy"])
+
+
+def readable_files(config: ExecutionConfig) -> dict[str, Ref]:
+    """Returns the folder that snippets can read, as input of their execution; none without one.
+
+    Raises:
+        ConfigError: If it is no folder.
+    """
+    path = config.files_path
+    if path is None:
+        return {}
+    if not Path(path).is_dir():
+        raise ConfigError(f"execution.files_path: {path} is no folder")
+    return {"files": _named(path, folder_digest(Path(path)))}
 
 
 def contents(place: Place | None, config: RunConfig) -> dict[str, tuple[str, str]]:
@@ -97,5 +111,5 @@ def _stored(place: Place | None, stage: str) -> Fingerprint | None:
     return None if manifest is None else manifest.fingerprint
 
 
-def _as_stored(path: str, content: str) -> Ref:
+def _named(path: str, content: str) -> Ref:
     return Ref(uri=path, name=FOREIGN, digest=content, content=content)

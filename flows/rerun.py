@@ -245,7 +245,7 @@ def _executed_alone(
     for shard in _stored_shards(old):
         said = _taken_turns(old, new, "rollout", shard)
         executions = [
-            execution_task.submit(new, shard, turn, said[turn], tokenizer, config.execution)
+            execution_task.submit(new, shard, turn, said[: turn + 1], tokenizer, config.execution)
             for turn in range(len(_stored_turns(old, "execution", shard)))
         ]
         chains.append(Chain(shard, said, executions))

@@ -5,13 +5,14 @@ stage and names what comes back.
 """
 
 from flows.binding import Place, Produced, StageRun
-from flows.outside import given_policy, problem_file
+from flows.outside import given_policy, problem_file, readable_files
 from flows.resources import dialogue_of, engine_of, executor_of, on_torch_thread
 from flows.stage_tasks import stage_task
 from flows.task_inputs import (
     Sampling,
     Shard,
     Trajectories,
+    numbered,
     read_trajectories,
     read_turns,
     tell_progress,
@@ -197,12 +198,16 @@ def execution_task(
     place: Place,
     shard: Shard,
     turn: int,
-    rolled_out: StageOutput,
+    rolled_out: list[StageOutput],
     tokenizer: CheckpointRef,
     config: ExecutionConfig,
 ) -> StageRun:
-    """Runs the code of one turn of a shard and makes the observations."""
-    turns = rolled_out.tables["turns"]
+    """Runs the code of one turn of a shard and makes the observations.
+
+    `rolled_out` are the turns up to this one: where state is replayed, all of them count.
+    """
+    *before, turns = (output.tables["turns"] for output in rolled_out)
+    earlier = before if config.state == "replayed" else []
 
     def compute() -> Produced:
         dialogue = dialogue_of(place.store, tokenizer)
@@ -211,13 +216,19 @@ def execution_task(
             executor=executor_of(config),
             config=config,
             encode_observation=dialogue.encode_observations,
+            earlier=read_turns(place, earlier),
         )
         return Produced(tables={"executions": executed})
 
     return StageRun(
         place=place,
         slot=place.slot("execution", shard=shard.index, turn=turn),
-        config=config.model_dump(mode="json", exclude={"workers"}),
-        inputs={"turns": turns, "tokenizer": tokenizer},
+        config=config.model_dump(mode="json", exclude={"workers", "files_path", "fusion_url"}),
+        inputs={
+            "turns": turns,
+            **numbered("earlier", earlier),
+            **readable_files(config),
+            "tokenizer": tokenizer,
+        },
         compute=compute,
     )

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from flows.binding import Place
 from flows.catalogue import ORDER, STAGES, Scope
-from flows.outside import PATHS, contents
+from flows.outside import PATHS, contents, readable_files
 from schemas.config import RunConfig, changed_keys, override_config
 from schemas.errors import (
     ConfigError,
@@ -22,7 +22,13 @@ from storage import RunParent, RunRecord, Store
 from storage.digests import json_digest
 from storage.layout import run_uri
 
-FREE_TO_CHANGE = ("iterations", "compute.", "execution.workers", "evaluation.every")
+FREE_TO_CHANGE = (
+    "iterations",
+    "compute.",
+    "execution.workers",
+    "execution.fusion_url",
+    "evaluation.every",
+)
 """Settings that a run may be continued with: they decide how far and how, not what."""
 
 
@@ -37,7 +43,7 @@ def check_inputs(config: RunConfig, place: Place | None, *, runs_code: bool = Tr
     Raises:
         ProblemFileError: If a problem file is missing, and its problems are not stored.
         PolicyError: If the policy folder is no model folder, and the policy is not stored.
-        ConfigError: If torch cannot use the device.
+        ConfigError: If torch cannot use the device, or snippets are to read what is no folder.
         ExecutorError: If code cannot be isolated on this machine.
     """
     contents(place, config)
@@ -45,6 +51,7 @@ def check_inputs(config: RunConfig, place: Place | None, *, runs_code: bool = Tr
     if runs_code:
         from flows.resources import executor_of
 
+        readable_files(config.execution)
         executor_of(config.execution)
 
 

@@ -232,7 +232,7 @@ def submit_rollout(
             if turn < sampling.config.max_turns - 1:
                 chain.executions.append(
                     execution_task.submit(
-                        place, chain.shard, turn, chain.turns[-1], first, config.execution
+                        place, chain.shard, turn, list(chain.turns), first, config.execution
                     )
                 )
     return chains

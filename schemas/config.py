@@ -86,16 +86,32 @@ class RolloutConfig(Section):
 class ExecutionConfig(Section):
     """Isolation and limits of one snippet."""
 
-    backend: Literal["namespaces", "unsafe_local"] = "namespaces"
-    """`unsafe_local` runs code without isolation; only for code that you trust."""
+    backend: Literal["sandbox", "sandbox_fusion", "unsafe_local"] = "sandbox"
+    """`sandbox_fusion` sends code to the server at `fusion_url`. `unsafe_local` runs it without
+    isolation: only for code that you trust."""
     workers: int = Field(2, ge=1)
+    """Snippets that compute beside each other; more are in flight while these wait."""
     wall_time_s: float = Field(5.0, gt=0)
+    """Waiting for a processor that others use does not count."""
     cpu_time_s: int = Field(5, ge=1)
     memory_mib: int = Field(512, ge=64)
+    """On top of the interpreter with its preloaded modules."""
     output_kib: int = Field(64, ge=1)
     file_size_mib: int = Field(16, ge=0)
     threads: int = Field(32, ge=1)
-    """Threads and processes that one snippet may have, itself included."""
+    """Threads that one snippet may have; with `child_processes` its processes count too."""
+    child_processes: bool = False
+    """Whether a snippet may start processes. Each then has `memory_mib` for itself."""
+    preload: tuple[str, ...] = ("numpy", "sympy")
+    """Modules that are imported once, before any snippet runs."""
+    show_last_value: bool = True
+    """Whether the value of a last expression is shown if nothing was printed, as notebooks do."""
+    state: Literal["fresh", "replayed"] = "fresh"
+    """`replayed` runs the code of earlier turns again first, so that a turn finds their state."""
+    files_path: str | None = None
+    """Folder that snippets can read as /files."""
+    fusion_url: str | None = None
+    """Address of a SandboxFusion server, such as http://sandbox:8080."""
     observation_chars: int = Field(256, ge=16)
     """Longest observation shown to the policy; the middle of a longer one is cut out."""
 

@@ -249,9 +249,8 @@ class Folder:
 
     def mark_incomplete(self, run: str) -> None:
         """Marks a run whose import or removal begins."""
-        mark = self.layout.resolve(incomplete_uri(run))
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        self.layout.run_folder(run).mkdir(parents=True, exist_ok=True)
+        self.layout.resolve(incomplete_uri(run)).touch()
 
     def unmark_incomplete(self, run: str) -> None:
         """Takes the mark away."""

@@ -4,6 +4,7 @@ Standard library only: this runs in a bare interpreter. Descriptor 3 is the note
 `_watch` describes.
 """
 
+import ast
 import atexit
 import builtins
 import contextlib
@@ -18,7 +19,10 @@ import sys
 import threading
 import traceback
 import types
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
+
+from stages.execution._seccomp import install as install_filter
 
 NOTE_FD: Final = 3
 CLONE_NEWPID: Final = 0x20000000
@@ -39,25 +43,40 @@ libc.syscall.argtypes = [ctypes.c_long] * 4
 libc.syscall.restype = ctypes.c_long
 
 
-def run_snippet(code: str, path: list[str]) -> NoReturn:
+def run_snippet(cells: list[str], limits: dict[str, Any]) -> NoReturn:
     """Runs code as a main module and ends the process as a Python interpreter would.
 
     Expects the standard streams in place and the note pipe on descriptor 3; never returns.
+
+    Args:
+        cells: The code, and before it the cells whose state it finds; what those print is lost.
+        limits: `show_last_value`, whether the value of a last expression is printed if nothing
+            else was.
     """
     exit_code = 1
     try:
-        _replace_streams()
-        sys.path[:] = ["", *sys.path, *path]
+        stdout, raw = _replace_streams()
         sys.argv = [_SNIPPET_NAME]
-        random.seed()  # the fork copied the state: every snippet would draw the same numbers
-        linecache.cache[_SNIPPET_NAME] = (len(code), None, code.splitlines(True), _SNIPPET_NAME)
+        _seed(cells[-1])
         module = types.ModuleType("__main__")
         module.__dict__["__builtins__"] = builtins
         sys.modules["__main__"] = module
-        # Closed by exec; the supervisor takes what follows in this pipe for no more than `M`.
+        # Closed by exec; the lane takes what follows in this pipe for no more than `M`.
         os.set_inheritable(NOTE_FD, False)
         os.write(NOTE_FD, b"R")
-        exit_code = _exit_code_of(code, module)
+        for cell in cells[:-1]:
+            _replay(cell, module)
+        before = raw.count
+
+        def show(value: object) -> None:
+            if value is None or not limits["show_last_value"]:
+                return
+            with contextlib.suppress(ValueError):  # the snippet closed it
+                stdout.flush()
+                if raw.count == before:
+                    stdout.write(f"{value!r}\n")
+
+        exit_code = _exit_code_of(cells[-1], module, show)
         threading._shutdown()  # type: ignore[attr-defined]  # joins the threads of the snippet
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
@@ -67,15 +86,44 @@ def run_snippet(code: str, path: list[str]) -> NoReturn:
         os._exit(exit_code)
 
 
-def limit_resources(limits: dict[str, Any], *, processes: bool) -> None:
+def _seed(code: str) -> None:
+    """Seeds the shared generators by the code: the same code draws the same numbers again."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        random.seed(code)
+        numpy_random.seed(random.getrandbits(32))
+    random.seed(code)
+
+
+def _replay(cell: str, module: types.ModuleType) -> None:
+    """Runs a cell of an earlier turn for its state, with its output thrown away."""
+    kept = [os.dup(fd) for fd in (1, 2)]
+    nothing = os.open("/dev/null", os.O_WRONLY)
+    for fd in (1, 2):
+        os.dup2(nothing, fd)
+    # It ended as it did in its own turn: what it left behind is what counts.
+    with contextlib.suppress(BaseException):
+        exec(compile(cell, _SNIPPET_NAME, "exec"), module.__dict__)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    for fd, was in zip((1, 2), kept, strict=True):
+        os.dup2(was, fd)
+    for fd in (nothing, *kept):
+        os.close(fd)
+
+
+def limit_resources(limits: dict[str, Any], *, base_bytes: int, processes: bool) -> None:
     """Sets the resource limits of the calling process, for good.
 
     Args:
-        limits: `memory_mib`, `cpu_time_s`, `file_size_mib` and `threads`.
+        limits: `memory_mib`, `cpu_time_s`, `file_size_mib` and `threads`. The memory is what comes
+            on top of `base_bytes`.
+        base_bytes: Size of the interpreter, with all that it has imported.
         processes: Whether to limit processes too. Without a user namespace of its own that
             would count everything the user runs.
     """
-    memory = limits["memory_mib"] << 20
+    memory = base_bytes + (limits["memory_mib"] << 20)
     values = {
         resource.RLIMIT_AS: memory,
         # Hard as well as soft: the first process of a pid namespace ignores SIGXCPU.
@@ -95,6 +143,12 @@ def limit_resources(limits: dict[str, Any], *, processes: bool) -> None:
         resource.setrlimit(name, (value, value))
 
 
+def size_bytes() -> int:
+    """Returns the size of this process in its address space."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")
+
+
 def _write(path: str, text: str) -> None:
     fd = os.open(path, os.O_WRONLY)
     try:
@@ -105,6 +159,7 @@ def _write(path: str, text: str) -> None:
 
 def isolate(limits: dict[str, Any], drop_to: int | None) -> None:
     """Takes every right away from the calling process, a fresh child in a new pid namespace."""
+    base_bytes = size_bytes()
     # A group of its own: kill(0) reaches the group across pid namespaces.
     os.setsid()
     if drop_to is not None:
@@ -133,7 +188,8 @@ def isolate(limits: dict[str, Any], drop_to: int | None) -> None:
     )
     os.chdir("/tmp")
     _drop_capabilities()
-    limit_resources(limits, processes=True)
+    limit_resources(limits, base_bytes=base_bytes, processes=True)
+    install_filter(processes=limits["child_processes"])
 
 
 def _drop_capabilities() -> None:
@@ -152,17 +208,27 @@ def check(result: int, what: str) -> None:
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def _replace_streams() -> None:
+class _Counted(io.FileIO):
+    """Counts how often something is written to a descriptor."""
+
+    count = 0
+
+    def write(self, data: Any) -> int:
+        self.count += 1
+        return super().write(data) or 0
+
+
+def _replace_streams() -> tuple[io.TextIOWrapper, _Counted]:
+    """Puts fresh standard streams in place; returns the standard output and what it writes to."""
     # Lines are passed on as they are printed, so that a snippet killed later has shown them.
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stdout = io.TextIOWrapper(
-        open(1, "wb", closefd=False),  # noqa: SIM115
-        encoding="utf-8",
-        line_buffering=True,
-    )
+    raw = _Counted(1, "wb", closefd=False)
+    stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", line_buffering=True)
+    sys.stdout = stdout
     sys.stderr = _error_stream()
     for name in ("stdin", "stdout", "stderr"):
         setattr(sys, f"__{name}__", getattr(sys, name))
+    return stdout, raw
 
 
 def _error_stream() -> io.TextIOWrapper:
@@ -170,9 +236,15 @@ def _error_stream() -> io.TextIOWrapper:
     return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
-def _exit_code_of(code: str, module: types.ModuleType) -> int:
+def _exit_code_of(code: str, module: types.ModuleType, show: Callable[[object], None]) -> int:
+    linecache.cache[_SNIPPET_NAME] = (len(code), None, code.splitlines(True), _SNIPPET_NAME)
     try:
-        exec(compile(code, _SNIPPET_NAME, "exec"), module.__dict__)
+        tree = ast.parse(code, _SNIPPET_NAME)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, _SNIPPET_NAME, "exec"), module.__dict__)
+        if isinstance(last, ast.Expr):
+            expression = compile(ast.Expression(last.value), _SNIPPET_NAME, "eval")
+            show(eval(expression, module.__dict__))
     except SystemExit as stop:
         return _exit_code(stop.code)
     except MemoryError as error:

@@ -1,16 +1,24 @@
-"""The fork-server inside the isolation: runs one snippet at a time, each in a fresh child.
+"""The fork-server inside the isolation: a warm interpreter that forks lanes, which fork snippets.
+
+The warm interpreter imports what snippets usually import, once, and serves no snippet itself. For
+every descriptor that it is sent it forks a lane, which shares its memory. A lane runs one snippet
+at a time, each in a fresh child, so a lane that dies costs one snippet, and lanes that wait for
+hanging snippets hold up no others.
 
 It is passed as text to a bare interpreter, so it knows only the standard library and the modules
-passed with it. It reads length-prefixed JSON requests from descriptor 0 and answers in kind on
-descriptor 1; the children hold neither.
+passed with it. Descriptor 0 is the connection with the parent: in the warm interpreter it brings
+descriptors, in a lane length-prefixed JSON requests, answered in kind. Children hold neither.
 """
 
 import gc
+import importlib
 import json
 import os
+import signal
+import socket
 import struct
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from stages.execution._child import CLONE_NEWPID, NOTE_FD, check, isolate, libc, run_snippet
 from stages.execution._watch import watch
@@ -19,32 +27,51 @@ _MNT_DETACH = 2
 _KEYCTL_JOIN_SESSION_KEYRING, _KEYCTL_SETPERM, _KEY_SPEC_SESSION_KEYRING = 1, 5, -3
 _SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219}
 
+_WARM_UP = {
+    "numpy": "numpy.linalg.inv(numpy.eye(2)); numpy.random.seed(0)",
+    "sympy": "sympy.simplify('sin(x)**2 + cos(x)**2'); sympy.solve('x**2 - 2')",
+}
+"""What loads the parts of a package that it only imports when they are first used."""
+
 
 def main(settings: dict[str, Any]) -> None:
-    """Serves requests until the parent closes the connection.
+    """Forks lanes until the parent closes the connection.
 
     Args:
-        settings: `limits` of a snippet, `path`, the folders of packages, and `drop_to`, the
-            number of the user that the snippets of root become, or null.
+        settings: `limits` of a snippet, `path`, the folders of packages, `drop_to`, the number of
+            the user that the snippets of root become, or null, and `preload`, names of modules.
     """
     if os.geteuid() == 0:
         # As root, bwrap covers /proc/sys, where the switch of each user namespace is. Where it
         # did not, there is nothing to take off.
         libc.umount2(b"/proc/sys", _MNT_DETACH)
     _lock_keyring()
-    own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    sys.path[:] = ["", *sys.path, *settings["path"]]
+    missing = [name for name in settings["preload"] if not _is_warm(name)]
     gc.collect()
     gc.freeze()  # leaves the pages of old objects unwritten, so that forks share them
-    _answer({"ready": True})
-    while (header := _read_exactly(4)) is not None:
-        request = _read_exactly(struct.unpack("!I", header)[0])
-        if request is None:
-            break
-        try:
-            _answer(_fork_snippet(json.loads(request)["code"], settings, own_pids))
-        except OSError as error:
-            # A half-made child may be left: end, and let the parent start a fresh supervisor.
-            sys.exit(f"cannot fork a snippet: {error}")
+    # Lanes are nobody's business once they have ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    _answer({"ready": True, "missing": missing})
+    with socket.socket(fileno=os.dup(0)) as control:
+        while True:
+            sent, lanes, _, _ = socket.recv_fds(control, 1, 1)
+            if not sent:
+                break
+            if os.fork() == 0:
+                control.close()
+                _become_lane(lanes[0], settings)
+            os.close(lanes[0])
+
+
+def _is_warm(name: str) -> bool:
+    """Imports a module; returns whether there is one."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        return False
+    exec(_WARM_UP.get(name, ""), {name: module})
+    return True
 
 
 def _lock_keyring() -> None:
@@ -55,14 +82,38 @@ def _lock_keyring() -> None:
         libc.syscall(number, _KEYCTL_SETPERM, _KEY_SPEC_SESSION_KEYRING, 0)
 
 
-def _fork_snippet(code: str, settings: dict[str, Any], own_pids: int) -> dict[str, Any]:
+def _become_lane(connection: int, settings: dict[str, Any]) -> NoReturn:
+    """Serves requests until the parent closes this lane's connection."""
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for target in (0, 1):
+            os.dup2(connection, target)
+        os.close(connection)
+        own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
+        while (header := _read_exactly(4)) is not None:
+            request = _read_exactly(struct.unpack("!I", header)[0])
+            if request is None:
+                break
+            try:
+                _answer(_fork_snippet(json.loads(request), settings, own_pids))
+            except OSError as error:
+                # A half-made child may be left: end, and let the parent start a fresh lane.
+                os.write(2, f"cannot fork a snippet: {error}\n".encode())
+                os._exit(1)
+    finally:
+        os._exit(0)
+
+
+def _fork_snippet(
+    request: dict[str, Any], settings: dict[str, Any], own_pids: int
+) -> dict[str, Any]:
     pipes = [os.pipe() for _ in range(3)]
     # The next child is the first process of a new pid namespace: its end is the end of all its
-    # descendants. The supervisor itself stays where it is.
+    # descendants. The lane itself stays where it is.
     check(libc.unshare(CLONE_NEWPID), "unshare")
     pid = os.fork()
     if pid == 0:
-        _become_snippet(code, settings, [write for _, write in pipes])
+        _become_snippet(request, settings, [write for _, write in pipes])
     check(libc.setns(own_pids, CLONE_NEWPID), "setns")
     for _, write in pipes:
         os.close(write)
@@ -70,7 +121,7 @@ def _fork_snippet(code: str, settings: dict[str, Any], own_pids: int) -> dict[st
     return watch(pid, out, err, note, settings["limits"])
 
 
-def _become_snippet(code: str, settings: dict[str, Any], ends: list[int]) -> None:
+def _become_snippet(request: dict[str, Any], settings: dict[str, Any], ends: list[int]) -> NoReturn:
     try:
         nothing = os.open("/dev/null", os.O_RDONLY)
         # Lifted out of the way first: dup2 would overwrite the ones that are still needed.
@@ -83,7 +134,7 @@ def _become_snippet(code: str, settings: dict[str, Any], ends: list[int]) -> Non
         except (OSError, ValueError) as error:
             os.write(NOTE_FD, f"E {error}".encode())
         else:
-            run_snippet(code, settings["path"])
+            run_snippet(request["cells"], settings["limits"])
     finally:
         os._exit(1)
 
@@ -102,4 +153,4 @@ def _answer(message: dict[str, Any]) -> None:
     payload = json.dumps(message).encode()
     data = struct.pack("!I", len(payload)) + payload
     while data:
-        data = data[os.write(1, data) :]
+        data = data[os.write(0, data) :]

@@ -18,6 +18,12 @@ from typing import Any, Final
 
 SETUP_TIME_S: Final = 20.0
 """Longest time from fork to the first line of the snippet; beyond it the machine has failed."""
+MOST_WALL_TIMES: Final = 4
+"""A snippet that waits for a processor gets more time, but no more than so many times its own."""
+
+_LONG_S = 0.05
+"""After so long a snippet gives way to those that have just begun."""
+_GIVING_WAY = 10
 
 _NOTE_BYTES = 4096
 _CHUNK_BYTES = 65536
@@ -49,7 +55,7 @@ def watch(
     while not ended:
         ready = {fd for fd, _ in poller.poll(watched.patience_ms())}
         if not ready:
-            watched.kill("timeout")
+            watched.on_silence()
         # A pipe may have been written to after its look and before that at the end: once the
         # child has ended, all are read.
         ended = end_fd in ready
@@ -83,13 +89,33 @@ class _Watched:
         self._note_fd = note_fd
         self._wall_time_s = limits["wall_time_s"]
         self._deadline = self.started + SETUP_TIME_S
+        self._last_deadline = self._deadline
+        self._gives_way_at = float("inf")
+        self._waited_before_s = 0.0
         self._room = limits["output_kib"] * 1024
 
     def patience_ms(self) -> float | None:
         """Returns how long to wait for a sign of life; without end once it has been killed."""
         if self.killed_for is not None:
             return None
-        return max(0.0, self._deadline - time.monotonic()) * 1000
+        return max(0.0, min(self._deadline, self._gives_way_at) - time.monotonic()) * 1000
+
+    def on_silence(self) -> None:
+        """Does what is due once the patience is over: lets the child give way, or ends it."""
+        now = time.monotonic()
+        if now >= self._gives_way_at:
+            self._gives_way_at = float("inf")
+            # Gone, or not ours to touch as an ordinary user: then it is only slower for others.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.setpriority(os.PRIO_PGRP, self._pid, _GIVING_WAY)
+        if now < self._deadline:
+            return
+        # Time in which it was ready to run and had no processor is not its own: a busy machine
+        # would turn right answers into timeouts.
+        own_s = now - self.started - (_waited_s(self._pid) - self._waited_before_s)
+        self._deadline = min(now + self._wall_time_s - own_s, self._last_deadline)
+        if self._deadline - now < 0.001:
+            self.kill("timeout")
 
     def kill(self, reason: str) -> None:
         self.killed_for = self.killed_for or reason
@@ -115,7 +141,19 @@ class _Watched:
         if self.note and not was_set_up:
             self.started = time.monotonic()
             self._deadline = self.started + self._wall_time_s
+            self._last_deadline = self.started + MOST_WALL_TIMES * self._wall_time_s
+            self._gives_way_at = self.started + _LONG_S
+            self._waited_before_s = _waited_s(self._pid)
         return is_open and len(self.note) < _NOTE_BYTES
+
+
+def _waited_s(pid: int) -> float:
+    """Returns how long the main thread of a process was ready to run without a processor."""
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError):  # it has ended, or the kernel does not count
+        return 0.0
 
 
 def _kill(pid: int) -> None:

@@ -13,9 +13,11 @@ SNIPPET_SCHEMA = pl.Schema(
         "sample_index": pl.Int32(),
         "turn_index": pl.Int32(),
         "code": pl.String(),
+        "earlier": pl.List(pl.String()),
     }
 )
-"""Columns of an executor's input: the turn's key, and its code, never null."""
+"""Columns of an executor's input: the turn's key, its code, and the code of earlier turns whose
+state it finds, in their order; never null."""
 
 OUTCOME_SCHEMA = pl.Schema(
     {
@@ -72,6 +74,11 @@ def why_refused(code: str) -> str | None:
     except UnicodeEncodeError:
         return "the code holds a lone surrogate"
     return None
+
+
+def cells_of(snippets: pl.DataFrame) -> list[list[str]]:
+    """Returns the code of each snippet, behind the earlier code whose state it finds."""
+    return [[*earlier, code] for earlier, code in snippets.select("earlier", "code").iter_rows()]
 
 
 def outcome_frame(snippets: pl.DataFrame, outcomes: Sequence[Outcome]) -> pl.DataFrame:

@@ -74,6 +74,12 @@ def site_packages() -> list[str]:
     return list(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
 
 
+_LIMITS = (
+    *("wall_time_s", "cpu_time_s", "memory_mib", "output_kib", "file_size_mib", "threads"),
+    *("child_processes", "show_last_value"),
+)
+
+
 def limits_of(config: ExecutionConfig) -> dict[str, Any]:
-    """Returns the limits of one snippet, as the supervisor reads them."""
-    return config.model_dump(mode="json", exclude={"backend", "workers", "observation_chars"})
+    """Returns the limits of one snippet, as the sandbox reads them."""
+    return config.model_dump(mode="json", include={*_LIMITS})

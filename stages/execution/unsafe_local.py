@@ -5,6 +5,7 @@ and nothing else: the code can read and write whatever the user can, reach the n
 processes behind that moved to a session of their own. The number of processes is not limited.
 """
 
+import json
 import os
 import sys
 import tempfile
@@ -15,8 +16,8 @@ import polars as pl
 
 from schemas.config import ExecutionConfig
 from schemas.tables import ExecutionStatus
-from stages.execution import _child, _unisolated, _watch
-from stages.execution.protocol import Outcome, outcome_frame, why_refused
+from stages.execution import _child, _seccomp, _unisolated, _watch
+from stages.execution.protocol import Outcome, cells_of, outcome_frame, why_refused
 from stages.execution.runtime import (
     ENVIRONMENT,
     interpreter_command,
@@ -25,7 +26,7 @@ from stages.execution.runtime import (
     sources_of,
 )
 
-_MODULES = sources_of(_child, _unisolated)
+_MODULES = sources_of(_seccomp, _child, _unisolated)
 
 
 class UnsafeLocalExecutor:
@@ -42,14 +43,14 @@ class UnsafeLocalExecutor:
     def execute(self, snippets: pl.DataFrame) -> pl.DataFrame:
         """Runs every snippet in an interpreter of its own; see `Executor.execute`."""
         with ThreadPoolExecutor(self._workers) as pool:
-            return outcome_frame(snippets, list(pool.map(self._run, snippets["code"])))
+            return outcome_frame(snippets, list(pool.map(self._run, cells_of(snippets))))
 
-    def _run(self, code: str) -> Outcome:
-        refusal = why_refused(code)
+    def _run(self, cells: list[str]) -> Outcome:
+        refusal = next((words for cell in cells if (words := why_refused(cell))), None)
         if refusal is not None:
             return Outcome(ExecutionStatus.REFUSED, stderr=refusal)
         with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as source:
-            source.write(code.encode("utf-8"))
+            source.write(json.dumps(cells).encode())
             source.seek(0)
             settings = {"directory": directory, "limits": self._limits, "path": site_packages()}
             command = interpreter_command(sys.executable, _MODULES, settings)

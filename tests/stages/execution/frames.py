@@ -7,12 +7,12 @@ import pytest
 
 from schemas.config import ExecutionConfig
 from schemas.errors import ExecutorError
-from stages.execution import NamespaceExecutor
+from stages.execution import SandboxExecutor
 from stages.execution.protocol import SNIPPET_SCHEMA, Executor
 
 
-def snippet_frame(codes: Sequence[str]) -> pl.DataFrame:
-    rows = [("task", index, 0, code) for index, code in enumerate(codes)]
+def snippet_frame(codes: Sequence[str], earlier: Sequence[str] = ()) -> pl.DataFrame:
+    rows = [("task", index, 0, code, list(earlier)) for index, code in enumerate(codes)]
     return pl.DataFrame(rows, schema=SNIPPET_SCHEMA, orient="row")
 
 
@@ -21,10 +21,10 @@ def config_with(**changes: object) -> ExecutionConfig:
     return ExecutionConfig.model_validate({"wall_time_s": 20.0, "cpu_time_s": 20} | changes)
 
 
-def isolated(**changes: object) -> NamespaceExecutor:
+def isolated(**changes: object) -> SandboxExecutor:
     """An isolating executor; skips the test where the machine allows none."""
     try:
-        return NamespaceExecutor(config_with(**changes))
+        return SandboxExecutor(config_with(**changes))
     except ExecutorError as error:
         pytest.skip(str(error))
 

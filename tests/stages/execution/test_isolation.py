@@ -138,14 +138,14 @@ def test_file_size_of_zero_forbids_files():
 
 
 def test_fork_bomb_is_contained_and_the_next_snippet_runs():
-    executor = isolated(workers=1, wall_time_s=1.0)
+    executor = isolated(wall_time_s=1.0, child_processes=True)
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
     rows = executor.execute(snippet_frame([bomb, "print('clean')"]))
     assert rows["status"].to_list() == ["timeout", "ok"]
 
 
 def test_number_of_processes_is_limited():
-    executor = isolated(threads=8)
+    executor = isolated(threads=8, child_processes=True)
     code = (
         "import os, time\nmade = 1\ntry:\n    while os.fork(): made += 1\n"
         "    time.sleep(60)\nexcept OSError: print(made)"
@@ -154,7 +154,7 @@ def test_number_of_processes_is_limited():
 
 
 def test_background_process_ends_with_its_snippet():
-    executor = isolated(workers=1)
+    executor = isolated(child_processes=True)
     left = "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(60)"
     row = run_one(executor, left)
     assert row["status"] == "ok"

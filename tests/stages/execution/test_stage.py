@@ -151,3 +151,14 @@ def test_import_is_light():
     code = f"import sys, stages.execution; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_code_of_earlier_turns_of_the_trajectory_goes_before():
+    executor = EchoExecutor()
+    first = turn_frame([("code", "a", None), ("code", None, "empty_code"), ("code", "c", None)])
+    second = turn_frame([("code", "A", None), ("code", "B", None), ("answer", None, None)])
+    later = Turns.cast(second.with_columns(turn_index=pl.lit(1, pl.Int32)))
+    execute_turns(
+        later, earlier=first, executor=executor, config=config_with(), encode_observation=encode
+    )
+    assert executor.seen[0].select("code", "earlier").rows() == [("A", ["a"]), ("B", [])]

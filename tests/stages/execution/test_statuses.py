@@ -110,7 +110,7 @@ def test_output_at_the_limit_is_ok():
 
 
 def test_output_that_is_no_text_is_replaced(executor):
-    row = run_one(executor, r"import os; os.write(1, b'\xff\x00ok')")
+    row = run_one(executor, r"import os; _ = os.write(1, b'\xff\x00ok')")
     assert (row["status"], row["stdout"]) == ("ok", "\ufffd\0ok")
 
 
@@ -133,9 +133,45 @@ def test_threads_are_joined_and_exit_functions_run(executor):
     assert run_one(executor, code)["stdout"] == "thread\nlast\n"
 
 
-def test_random_numbers_differ_between_snippets(executor):
-    rows = executor.execute(snippet_frame(["import random; print(random.random())"] * 4))
-    assert rows["stdout"].n_unique() == 4
+@pytest.mark.parametrize("draw", ["random; random.random()", "numpy; numpy.random.random()"])
+def test_the_same_code_draws_the_same_numbers_and_other_code_others(executor, draw):
+    code = f"import {draw}"
+    rows = executor.execute(snippet_frame([code, code, f"{code} # other"]))
+    first, again, other = rows["stdout"]
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("1 + 1", "2\n"),
+        ("x = 3\nx", "3\n"),
+        ("'a'", "'a'\n"),
+        ("None", ""),
+        ("print(1)\n2", "1\n"),
+        ("import sys; sys.stderr.write('e')\n2", "2\n"),
+        ("x = 3", ""),
+        ("if True:\n    5", ""),
+        ("print(1)", "1\n"),
+        ("import sys; sys.stdout.close()\n1", ""),
+    ],
+)
+def test_the_value_of_a_last_expression_is_shown_if_nothing_was_printed(executor, code, shown):
+    row = run_one(executor, code)
+    assert (row["status"], row["stdout"]) == ("ok", shown)
+
+
+def test_the_value_of_a_last_expression_can_be_left_out():
+    assert run_one(isolated(show_last_value=False), "1 + 1")["stdout"] == ""
+
+
+def test_an_expression_that_raises_is_an_error_with_its_own_frames_only(executor):
+    row = run_one(executor, "x = 0\n1 / x")
+    assert row["status"] == "error"
+    assert [line for line in row["stderr"].splitlines() if "File" in line] == [
+        '  File "<snippet>", line 2, in <module>'
+    ]
 
 
 def test_sets_of_strings_have_one_order(executor):

@@ -1,0 +1,222 @@
+"""The parent's side of the sandbox: the warm interpreter, and lanes that run snippets in it."""
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+from schemas.config import ExecutionConfig
+from schemas.errors import ExecutorError
+from schemas.tables import ExecutionStatus
+from stages.execution import _child, _seccomp, _supervisor, _watch
+from stages.execution.bubblewrap import (
+    bwrap_arguments,
+    interpreter_path,
+    packages_inside,
+    unprivileged_id,
+    what_is_missing,
+)
+from stages.execution.protocol import Outcome, why_refused
+from stages.execution.runtime import interpreter_command, limits_of, sources_of
+
+_MODULES = sources_of(_seccomp, _child, _watch, _supervisor)
+_START_TIME_S = 60.0
+_START_ATTEMPTS = 2
+_GRACE_S = 10.0
+"""How much longer than a lane's own limits the parent waits for its answer."""
+
+
+class _EndedError(Exception):
+    """The other side closed its connection, or did not answer in time."""
+
+
+class Zygote:
+    """A warm interpreter inside the isolation; started when first needed, again when it has died.
+
+    May be used from several threads at once.
+    """
+
+    def __init__(self, bwrap: Path, config: ExecutionConfig) -> None:
+        self._bwrap = bwrap
+        self._config = config
+        self.limits = limits_of(config)
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
+        # The kernel ends what a thread has started when that thread ends: this one stays.
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
+        weakref.finalize(self, self._keeper.shutdown, wait=False)
+
+    def lane(self) -> socket.socket:
+        """Has a lane forked; returns the connection with it.
+
+        Raises:
+            ExecutorError: If code cannot be isolated here.
+        """
+        with self._lock:
+            for attempt in range(_START_ATTEMPTS):
+                if self._running is None:
+                    self._running = self._keeper.submit(self._started).result()
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    try:
+                        socket.send_fds(self._running.control, [b"L"], [theirs.fileno()])
+                    except OSError as error:  # it has died
+                        ours.close()
+                        reason = self._running.last_words() or str(error)
+                        self._stop()
+                        if attempt == _START_ATTEMPTS - 1:
+                            raise ExecutorError(what_is_missing(reason)) from error
+                    else:
+                        return ours
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Ends the interpreter and all that runs in it."""
+        with self._lock:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+        self._running = None
+
+    def _started(self) -> "_Running":
+        for attempt in range(_START_ATTEMPTS):
+            try:
+                running = _Running(self._bwrap, self._config, self.limits)
+            except OSError as error:
+                raise ExecutorError(what_is_missing(f"{self._bwrap}: {error.strerror}")) from error
+            try:
+                answer = _receive(running.control, _START_TIME_S)
+            except (OSError, _EndedError) as error:
+                reason = running.last_words() or str(error)
+                running.close()
+                if attempt == _START_ATTEMPTS - 1:
+                    raise ExecutorError(what_is_missing(reason)) from error
+                continue
+            if answer["missing"]:
+                running.close()
+                raise ExecutorError(
+                    f"execution.preload: no module {answer['missing'][0]}: install it, or take it "
+                    "out of the list"
+                )
+            return running
+        raise AssertionError("unreachable")
+
+
+class _Running:
+    """One process of bubblewrap with a warm interpreter in it."""
+
+    def __init__(self, bwrap: Path, config: ExecutionConfig, limits: dict[str, Any]) -> None:
+        drop_to = unprivileged_id()
+        settings = {
+            "limits": limits,
+            "path": packages_inside(),
+            "drop_to": drop_to,
+            "preload": list(config.preload),
+        }
+        command = [
+            str(bwrap),
+            *bwrap_arguments(unshare_user=drop_to is None, files=config.files_path),
+            "--",
+            *interpreter_command(interpreter_path(), _MODULES, settings),
+        ]
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self.control, far_end = socket.socketpair()
+        with far_end:
+            self._process = subprocess.Popen(
+                command,
+                stdin=far_end.fileno(),
+                stdout=far_end.fileno(),
+                stderr=self._log,
+                env={},
+                cwd="/",
+                # Ctrl-C goes to all that a terminal runs; it must not look like a broken sandbox.
+                start_new_session=True,
+            )
+        self._end = weakref.finalize(self, _end, self._process, self.control, self._log)
+
+    def last_words(self) -> str:
+        """Returns the last line that was written as an error; empty if there is none."""
+        # By position: the processes inside write through the same open file.
+        size = os.fstat(self._log.fileno()).st_size
+        text = os.pread(self._log.fileno(), 4096, max(0, size - 4096)).decode("utf-8", "replace")
+        return text.strip().rpartition("\n")[2]
+
+    def close(self) -> None:
+        """Ends the process and all inside it."""
+        self._end()
+
+
+def _end(process: "subprocess.Popen[bytes]", control: socket.socket, log: IO[bytes]) -> None:
+    control.close()
+    process.kill()  # bwrap takes everything inside with it
+    process.wait()
+    log.close()
+
+
+class Lane:
+    """Runs one snippet at a time; gets itself a new connection where the old one broke."""
+
+    def __init__(self, zygote: Zygote) -> None:
+        self._zygote = zygote
+        limits = zygote.limits
+        most_s = limits["wall_time_s"] * _watch.MOST_WALL_TIMES
+        self._answer_time_s = most_s + _watch.SETUP_TIME_S + _GRACE_S
+        self._connection: socket.socket | None = None
+
+    def __enter__(self) -> "Lane":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def run(self, cells: Sequence[str]) -> Outcome:
+        """Runs the last cell on the state that those before it leave."""
+        for cell in cells:
+            refusal = why_refused(cell)
+            if refusal is not None:
+                return Outcome(ExecutionStatus.REFUSED, stderr=refusal)
+        if self._connection is None:
+            self._connection = self._zygote.lane()
+        try:
+            payload = json.dumps({"cells": list(cells)}).encode()
+            self._connection.settimeout(self._answer_time_s)
+            self._connection.sendall(struct.pack("!I", len(payload)) + payload)
+            return Outcome(**_receive(self._connection, self._answer_time_s))
+        except (OSError, _EndedError) as error:
+            reason = str(error)
+            self._close()
+            return Outcome(ExecutionStatus.INFRASTRUCTURE, stderr=f"sandbox: {reason}")
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
+def _receive(connection: socket.socket, patience_s: float) -> dict[str, Any]:
+    deadline = time.monotonic() + patience_s
+    (length,) = struct.unpack("!I", _receive_exactly(connection, 4, deadline))
+    message: dict[str, Any] = json.loads(_receive_exactly(connection, length, deadline))
+    return message
+
+
+def _receive_exactly(connection: socket.socket, count: int, deadline: float) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        chunk = connection.recv(min(count - len(data), 1 << 16))
+        if not chunk:
+            raise _EndedError("ended before it answered")
+        data += chunk
+    return bytes(data)
