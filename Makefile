@@ -27,7 +27,7 @@ quickstart: $(INSTALLED)  ## Sets up and trains the embedded policy, then says w
 test: $(INSTALLED)  ## Sets up and runs the everyday tests
 	$(VENV)/bin/python -m pytest -m "not soak" -n 2 --dist loadfile
 
-soak: $(INSTALLED)  ## Runs the long tests: half an hour of kill -9
+soak: $(INSTALLED)  ## Runs the long tests: fifty kills of a training, 20,000 snippets
 	$(VENV)/bin/python -m pytest -m soak -n 2
 
 check: $(INSTALLED)  ## Runs the static checks
@@ -44,6 +44,7 @@ bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
 	$(VENV)/bin/python benchmarks/throughput.py
 	$(VENV)/bin/python benchmarks/orchestration.py
 	$(VENV)/bin/python benchmarks/store.py
+	$(VENV)/bin/python -m benchmarks.execution
 
 clean:  ## Removes the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
