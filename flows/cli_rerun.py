@@ -260,7 +260,8 @@ def _parent(asked: _Rerun) -> "RunParent":
 def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
     """Runs stages again into a branch and says what came of it."""
     from flows.binding import Place
-    from flows.rerun import check_source
+    from flows.outside import PROBLEM_PATHS
+    from flows.rerun import check_source, reads_problems
     from flows.sessions import check_inputs
 
     opened, source, scope = asked.store, asked.source, asked.scope
@@ -268,7 +269,8 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
     in_place, parent, name = asked.in_place, _parent(asked), _target(asked)
     old = Place(store=opened.url, run=source, iteration=asked.iteration)
     check_source(opened, old, scope)
-    check_inputs(asked.config, old.at(0), runs_code=scope.runs_code)
+    reads = PROBLEM_PATHS if reads_problems(old, scope) else ()
+    check_inputs(asked.config, old.at(0), reads=reads, runs_code=scope.runs_code)
     doing = "evaluation of" if is_evaluation else f"rerun of {scope.first} in"
     typer.echo(f"{doing} {source}, iteration {asked.iteration}, into {name}")
 

@@ -1,9 +1,11 @@
 """What comes from outside the store: problem files and given policies, named by their content.
 
 A run that has stored what it made of them needs them no more. They may be moved, and are not
-there where the run was imported; then the stored result says what their content was.
+there where the run was imported; then the stored result says what their content was. It stands in
+only for the very file that the run's settings name: another path that leads nowhere is an error.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from flows.binding import Place
@@ -15,8 +17,13 @@ from storage import Fingerprint
 from storage.digests import files_below, folder_digest
 from storage.problem_sources import find_source
 
-PATHS = ("problems.path", "evaluation.path", "policy.path")
+PROBLEM_PATHS = ("problems.path", "evaluation.path")
+PATHS = (*PROBLEM_PATHS, "policy.path")
 """Settings that name something outside; a run may go on with another place of the same content."""
+
+
+_PATH_OF = dict(zip(("train", "evaluation"), PROBLEM_PATHS, strict=True))
+"""Split to the setting that names its problem file."""
 
 
 def problem_sections(config: RunConfig) -> dict[str, ProblemsConfig]:
@@ -33,15 +40,15 @@ def problem_file(place: Place | None, config: ProblemsConfig) -> tuple[str, Ref]
         config: Names the file.
 
     Raises:
-        ProblemFileError: If it is missing, and its problems are not stored.
+        ProblemFileError: If it cannot be used, or is missing and its problems are not stored.
     """
     if config.path is None:
         raise ValueError("embedded problems are drawn by the prompts stage")
     try:
         source = find_source(Path(config.path))
     except ProblemFileError:
-        stored = _stored(place, "problems")
-        if stored is None:
+        stored = _stand_in(place, "problems", config.path)
+        if stored is None or not _is_read_alike(stored, config):
             raise
         return str(stored.config["source"]), _named(config.path, stored.inputs["file"])
     return source.name, foreign_ref(config.path, source.files)
@@ -55,13 +62,13 @@ def given_policy(place: Place | None, path: str) -> Ref:
         path: The folder.
 
     Raises:
-        PolicyError: If it is missing, and the policy is not stored.
+        PolicyError: If it is no model folder, or is missing and the policy is not stored.
     """
     folder = Path(path)
     if (folder / "config.json").is_file():
         return foreign_ref(path, [folder / name for name in files_below(folder)])
-    stored = _stored(place, "cold_start")
-    if stored is None or "policy" not in stored.inputs:
+    stored = _stand_in(place, "cold_start", path)
+    if stored is None:
         raise PolicyError(f"policy.path: {path} is no model folder: config.json is missing")
     return _named(path, stored.inputs["policy"])
 
@@ -80,12 +87,15 @@ def readable_files(config: ExecutionConfig) -> dict[str, Ref]:
     return {"files": _named(path, folder_digest(Path(path)))}
 
 
-def contents(place: Place | None, config: RunConfig) -> dict[str, tuple[str, str]]:
-    """Returns name and content digest of everything from outside, by the setting that names it.
+def contents(
+    place: Place | None, config: RunConfig, keys: Collection[str] = PATHS
+) -> dict[str, tuple[str, str]]:
+    """Returns name and content digest of what is outside, by the setting that names it.
 
     Args:
         place: Iteration 0 of the run; null for one that has stored nothing.
         config: Its settings.
+        keys: Settings to look at, some of `PATHS`.
 
     Raises:
         ProblemFileError: If a problem file is missing, and its problems are not stored.
@@ -93,21 +103,57 @@ def contents(place: Place | None, config: RunConfig) -> dict[str, tuple[str, str
     """
     found = {}
     for split, section in problem_sections(config).items():
-        if section.path is not None:
-            key = "problems.path" if split == "train" else "evaluation.path"
+        key = _PATH_OF[split]
+        if key in keys and section.path is not None:
             at = None if place is None else place.model_copy(update={"split": split})
             try:
                 name, ref = problem_file(at, section)
             except ProblemFileError as error:
                 raise ProblemFileError(f"{key}: {error}") from error
             found[key] = (name, ref.content)
-    if config.policy.path is not None:
+    if "policy.path" in keys and config.policy.path is not None:
         found["policy.path"] = ("", given_policy(place, config.policy.path).content)
     return found
 
 
-def _stored(place: Place | None, stage: str) -> Fingerprint | None:
-    manifest = None if place is None else place.open().manifest(place.slot(stage))
+def stored_contents(place: Place) -> dict[str, tuple[str, str]]:
+    """Returns what `contents` gave when a run stored what it made of it.
+
+    Args:
+        place: Iteration 0 of the run.
+    """
+    found = {}
+    for split, key in _PATH_OF.items():
+        stored = _stored(place.model_copy(update={"split": split}), "problems")
+        if stored is not None:
+            found[key] = (str(stored.config["source"]), stored.inputs["file"])
+    stored = _stored(place, "cold_start")
+    if stored is not None and "policy" in stored.inputs:
+        found["policy.path"] = ("", stored.inputs["policy"])
+    return found
+
+
+def _stand_in(place: Place | None, stage: str, path: str) -> Fingerprint | None:
+    """Returns what decided the stored result of something that is gone; null if it is not."""
+    if place is None or Path(path).exists() or not place.open().has_run(place.run):
+        return None
+    section, name = _setting(place, stage).split(".")
+    settings = place.open().run_record(place.run).config
+    return _stored(place, stage) if settings[section][name] == path else None
+
+
+def _is_read_alike(stored: Fingerprint, config: ProblemsConfig) -> bool:
+    """Says whether the problems of a file were read as a section says, wherever the file was."""
+    fields = config.model_dump(exclude={"path", "levels"})
+    return fields == {key: stored.config.get(key) for key in fields}
+
+
+def _setting(place: Place, stage: str) -> str:
+    return "policy.path" if stage == "cold_start" else _PATH_OF[place.split]
+
+
+def _stored(place: Place, stage: str) -> Fingerprint | None:
+    manifest = place.open().manifest(place.slot(stage))
     return None if manifest is None else manifest.fingerprint
 
 

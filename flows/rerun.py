@@ -94,12 +94,10 @@ def rerun(
 def rerunning(old: Place, new: Place, scope: Scope, config: RunConfig) -> None:
     """Does the work of `rerun`, stage by stage."""
     check_source(old.open(), old, scope)
-    for was, place in (
-        (old.at(0), new.at(0)),
-        (old.at(0).of_evaluation(), new.at(0).of_evaluation()),
-    ):
-        # Their files may be moved, and are not there where the branch is imported.
-        adopt(place, was.slot("problems"), place.slot("problems"))
+    if not reads_problems(old, scope):
+        # Training the branch needs them; their files may be gone by then.
+        for was, place in ((old, new), (old.of_evaluation(), new.of_evaluation())):
+            adopt(place, was.at(0).slot("problems"), place.at(0).slot("problems"))
     first = taken_policy(old.at(0), new.at(0))
     if scope.first == "evaluation":
         policy = taken_policy(old, new)
@@ -108,10 +106,19 @@ def rerunning(old: Place, new: Place, scope: Scope, config: RunConfig) -> None:
         if old.iteration > 1:
             before = taken_policy(old.at(old.iteration - 1), new.at(old.iteration - 1))
         policy = _learn_again(old, new, scope, before, first, config)
-    was_evaluated = old.open().manifest(old.of_evaluation().slot("evaluation")) is not None
-    if scope.first == "evaluation" or (scope.computes("evaluation") and was_evaluated):
-        problems = load_problem_sets(new.at(0), config)
+    if _evaluates(old, scope):
+        problems = load_problem_sets(new.at(0), config, old.at(0))
         evaluate_policy(new, _needed(policy, old), _needed(first, old), problems, config)
+
+
+def reads_problems(old: Place, scope: Scope) -> bool:
+    """Says whether a rerun reads the problem sets."""
+    return scope.computes("prompts") or _evaluates(old, scope)
+
+
+def _evaluates(old: Place, scope: Scope) -> bool:
+    was_evaluated = old.open().manifest(old.of_evaluation().slot("evaluation")) is not None
+    return scope.first == "evaluation" or (scope.computes("evaluation") and was_evaluated)
 
 
 def check_source(store: Store, old: Place, scope: Scope) -> None:
@@ -162,7 +169,7 @@ def _learn_again(
 ) -> CheckpointRef | None:
     """Computes the stages of the scope; returns the new policy, null if it ends before."""
     if scope.computes("prompts"):
-        problems = load_problem_sets(new.at(0), config)
+        problems = load_problem_sets(new.at(0), config, old.at(0))
         prompts = ask(new, _needed(first, old), problems, config)
     else:
         prompts = taken_over(old.slot("prompts"), new, new.slot("prompts")).tables["prompts"]

@@ -31,9 +31,12 @@ from storage.checkpoints import load_policy, save_policy
 
 
 @stage_task("problems {place.split}")
-def problems_task(place: Place, config: ProblemsConfig) -> StageRun:
-    """Loads a problem file into the store, with its rejected rows beside it."""
-    name, file = problem_file(place, config)
+def problems_task(place: Place, config: ProblemsConfig, known: Place) -> StageRun:
+    """Loads a problem file into the store, with its rejected rows beside it.
+
+    `known` is where its problems may be stored already, should the file be gone.
+    """
+    name, file = problem_file(known, config)
 
     def compute() -> Produced:
         loaded = load_problems(

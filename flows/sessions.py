@@ -2,7 +2,7 @@
 
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from flows.binding import Place
 from flows.catalogue import ORDER, STAGES, Scope
-from flows.outside import PATHS, contents, readable_files
+from flows.outside import PATHS, contents, readable_files, stored_contents
 from schemas.config import RunConfig, changed_keys, override_config
 from schemas.errors import (
     ConfigError,
@@ -32,12 +32,19 @@ FREE_TO_CHANGE = (
 """Settings that a run may be continued with: they decide how far and how, not what."""
 
 
-def check_inputs(config: RunConfig, place: Place | None, *, runs_code: bool = True) -> None:
+def check_inputs(
+    config: RunConfig,
+    place: Place | None,
+    *,
+    reads: Collection[str] = PATHS,
+    runs_code: bool = True,
+) -> None:
     """Refuses what would fail later, before anything is started.
 
     Args:
         config: Settings of the flow.
         place: Iteration 0 of the run whose results it builds on; null for a new store.
+        reads: Settings that name what the flow reads from outside the store.
         runs_code: Whether the flow may execute code, so that the sandbox is tried.
 
     Raises:
@@ -46,7 +53,7 @@ def check_inputs(config: RunConfig, place: Place | None, *, runs_code: bool = Tr
         ConfigError: If torch cannot use the device, or snippets are to read what is no folder.
         ExecutorError: If code cannot be isolated on this machine.
     """
-    contents(place, config)
+    contents(place, config, reads)
     _check_device(config.compute.device)
     if runs_code:
         from flows.resources import executor_of
@@ -260,9 +267,11 @@ def refuse_other_settings(store: Store, known: RunRecord, config: RunConfig) -> 
         for key, pair in changed_keys(stored_config(known), config).items()
         if not key.startswith(FREE_TO_CHANGE)
     }
-    if changed.keys() & {*PATHS}:
-        place = Place(store=store.url, run=known.name, iteration=0)
-        before, now = (contents(place, c) for c in (stored_config(known), config))
+    moved = changed.keys() & {*PATHS}
+    if moved:
+        # What lies at the old path by now says nothing of what the run was made from.
+        before = stored_contents(Place(store=store.url, run=known.name, iteration=0))
+        now = contents(None, config, moved)
         changed = {
             k: v for k, v in changed.items() if k not in PATHS or before.get(k) != now.get(k)
         }

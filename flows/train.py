@@ -135,13 +135,24 @@ def is_evaluated(iteration: int, config: RunConfig) -> bool:
     return iteration % config.evaluation.every == 0 or iteration in (0, config.iterations)
 
 
-def load_problem_sets(first: Place, config: RunConfig) -> ProblemSets:
-    """Returns the stored problem sets by split; null stands for the embedded families."""
+def load_problem_sets(first: Place, config: RunConfig, known: Place | None = None) -> ProblemSets:
+    """Returns the stored problem sets by split; null stands for the embedded families.
+
+    Args:
+        first: Iteration 0 of the run.
+        config: Its settings.
+        known: The same of the run that is branched; null for a run of its own.
+
+    Raises:
+        ProblemFileError: If a file cannot be used, or the sets share a problem.
+    """
     sets: ProblemSets = {"train": None, "evaluation": None}
     sections = problem_sections(config)
-    for place in (first, first.of_evaluation()):
-        if sections[place.split].path is not None:
-            sets[place.split] = problems_task(place, sections[place.split]).tables["problems"]
+    known = known or first
+    for place, stored in ((first, known), (first.of_evaluation(), known.of_evaluation())):
+        section = sections[place.split]
+        if section.path is not None:
+            sets[place.split] = problems_task(place, section, stored).tables["problems"]
     if planner_at_work() is None:
         refuse_shared_problems(first, sets)
     return sets

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from small_runs import SMALL, Cli, sets
 
+from flows.binding import Place
+from flows.catalogue import Scope
+from flows.rerun import reads_problems
 from storage import Store
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -84,3 +87,62 @@ def test_a_new_run_needs_its_files(cli: Cli, moved: Path) -> None:
     assert done.returncode == 1
     assert "problems.path: problem file" in done.stderr
     assert not Store.open(moved / "store").has_run("new")
+
+
+def test_a_run_does_not_go_on_with_a_path_that_leads_nowhere(cli: Cli, moved: Path) -> None:
+    place = ("--store", str(moved / "store"), "--run", "mine")
+    before = Store.open(moved / "store").run_record("mine")
+    done = cli.run("train", *place, *settings(moved / "mistyped"))
+    assert done.returncode == 1
+    assert f"problems.path: problem file {moved / 'mistyped'}" in done.stderr
+    assert Store.open(moved / "store").run_record("mine") == before
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "unknown.csv"])
+def test_an_evaluation_on_another_file_does_not_take_the_stored_problems(
+    cli: Cli, moved: Path, name: str
+) -> None:
+    (moved / "unknown.csv").write_text("problem,answer\n")
+    done = cli.run("evaluate", "--store", str(moved / "store"), "--run", "mine",
+                   "--set", f"path={moved / name}", "--into", "other")  # fmt: skip
+    assert done.returncode == 1
+    assert f"evaluation.path: problem file {moved / name}" in done.stderr
+    assert not Store.open(moved / "store").has_run("other")
+
+
+def test_stored_problems_do_not_stand_for_a_file_read_in_another_way(cli: Cli, moved: Path) -> None:
+    done = cli.run("rerun", "prompts", "--store", str(moved / "store"), "--run", "mine",
+                   "--iteration", "1", "--set", "problems.problem_field=question",
+                   "--into", "other")  # fmt: skip
+    assert done.returncode == 1
+    assert "problems.path: problem file" in done.stderr
+    assert not Store.open(moved / "store").has_run("other")
+
+
+def test_prompts_are_planned_and_made_again_from_stored_problems(cli: Cli, moved: Path) -> None:
+    again = ("prompts", "--store", str(moved / "store"), "--run", "mine", "--iteration", "1",
+             "--only", "--set", "rollout.prompts=3")  # fmt: skip
+    assert "1 would run" in said(cli, "plan", *again)
+    assert "\n1 stage runs computed" in said(cli, "rerun", *again)
+
+
+def test_what_lies_at_the_old_path_by_now_does_not_count(
+    cli: Cli, moved: Path, tmp_path: Path
+) -> None:
+    place = ("--store", str(moved / "store"), "--run", "edited")
+    files, copied, other = (tmp_path / name for name in ("files", "copied", "other"))
+    shutil.copytree(moved / "elsewhere", files)
+    said(cli, "train", *place, *settings(files))
+    shutil.copytree(files, copied)
+    with (files / "problems.jsonl").open("a") as file:
+        file.write('{"problem": "What is 1 + 1?", "answer": "2"}\n')
+    shutil.copytree(files, other)
+    assert "made with other settings" in cli.run("train", *place, *settings(other)).stderr
+    assert "\n0 stage runs computed" in said(cli, "train", *place, *settings(copied))
+
+
+def test_only_stages_that_ask_problems_read_their_files(moved: Path) -> None:
+    old = Place(store=str(moved / "store"), run="mine", iteration=1)
+    assert not reads_problems(old, Scope.of("advantages", "optimisation"))
+    for first, last in (("prompts", "prompts"), ("advantages", None), ("evaluation", None)):
+        assert reads_problems(old, Scope.of(first, last))
