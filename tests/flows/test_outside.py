@@ -98,6 +98,7 @@ def test_a_run_does_not_go_on_with_a_path_that_leads_nowhere(cli: Cli, moved: Pa
     assert Store.open(moved / "store").run_record("mine") == before
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["missing.jsonl", "unknown.csv"])
 def test_an_evaluation_on_another_file_does_not_take_the_stored_problems(
     cli: Cli, moved: Path, name: str
@@ -119,6 +120,7 @@ def test_stored_problems_do_not_stand_for_a_file_read_in_another_way(cli: Cli, m
     assert not Store.open(moved / "store").has_run("other")
 
 
+@pytest.mark.soak
 def test_prompts_are_planned_and_made_again_from_stored_problems(cli: Cli, moved: Path) -> None:
     again = ("prompts", "--store", str(moved / "store"), "--run", "mine", "--iteration", "1",
              "--only", "--set", "rollout.prompts=3")  # fmt: skip
@@ -126,6 +128,7 @@ def test_prompts_are_planned_and_made_again_from_stored_problems(cli: Cli, moved
     assert "\n1 stage runs computed" in said(cli, "rerun", *again)
 
 
+@pytest.mark.soak
 def test_what_lies_at_the_old_path_by_now_does_not_count(
     cli: Cli, moved: Path, tmp_path: Path
 ) -> None:

