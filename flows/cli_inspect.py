@@ -78,7 +78,7 @@ def show(
     """
     import polars as pl
 
-    from storage import Store, open_table
+    from storage import Store, open_table, scan_errors
 
     opened = Store.open(store)
     name = chosen_run(opened, run)
@@ -86,14 +86,17 @@ def show(
     frame = open_table(store, name, table, split=place, verify=True)
     if iteration is not None:
         frame = frame.filter(pl.col("iteration") == iteration)
-    counts = frame.group_by("iteration").agg(rows=pl.len()).sort("iteration").collect()
+    with scan_errors(f"{table} of {name}"):
+        counts = frame.group_by("iteration").agg(rows=pl.len()).sort("iteration").collect()
+        first = frame.head(rows).drop("run").collect()
+        schema = frame.collect_schema()
     if iteration is not None and counts.is_empty():
         raise StoreError(f"{table} of {name} has no row of iteration {iteration}, {place}")
     told = ", ".join(f"{i}: {count}" for i, count in counts.rows())
     typer.echo(f"{table} of {name}, {place}: {counts['rows'].sum()} rows")
     if told:
         typer.echo(f"by iteration {told}")
-    for column, kind in frame.collect_schema().items():
+    for column, kind in schema.items():
         typer.echo(f"  {column:24} {str(kind).partition('(categories')[0]}")
     width = Console().width
     with pl.Config(
@@ -103,7 +106,7 @@ def show(
         tbl_width_chars=width,
         tbl_hide_dataframe_shape=True,
     ):
-        typer.echo(str(frame.head(rows).drop("run").collect()))
+        typer.echo(str(first))
 
 
 def diff(

@@ -22,7 +22,7 @@ from stages.comparison import (
     summarise_changes,
     trajectory_outcomes,
 )
-from storage import MissingTableError, open_table, table_iterations
+from storage import MissingTableError, open_table, scan_errors, table_iterations
 from storage.tables import known_table
 
 VALUES = {
@@ -114,17 +114,19 @@ def diff(
         )
     compared = pl.col("iteration").is_in(common)
     key, names = _key_of(table), _columns_of(table, column)
-    sides = [
-        Side(
-            rows=frame.filter(compared).select(*key, *names),
-            trajectories=_outcomes(store, run, place, key, compared),
-        )
-        for run, frame in zip((a, b), frames, strict=True)
-    ]
-    rows = compare(*sides, value=column)
+    with scan_errors(f"{table} of {a} and {b}"):
+        sides = [
+            Side(
+                rows=frame.filter(compared).select(*key, *names),
+                trajectories=_outcomes(store, run, place, key, compared),
+            )
+            for run, frame in zip((a, b), frames, strict=True)
+        ]
+        rows = compare(*sides, value=column)
     top = largest_changes(rows, largest)
     for letter, run in (("a", a), ("b", b)):
-        top = _with_text(top, f"text_{letter}", store, run, place)
+        with scan_errors(f"turns of {run}"):
+            top = _with_text(top, f"text_{letter}", store, run, place)
     return Diff(
         a=a,
         b=b,

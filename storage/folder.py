@@ -127,9 +127,9 @@ class Folder:
     def fetch(self, ref: Ref) -> Path:
         """Returns the file of a table or the folder of a checkpoint, verified."""
         path = self.layout.resolve(ref.uri)
-        if not path.exists():
-            raise StoreError(f"missing file {path}: run its stage again")
         with disk_errors("read", path):
+            if not path.exists():
+                raise StoreError(f"missing file {path}: run its stage again")
             if not self._has_bytes(ref, path):
                 raise StoreError(self._why_other_bytes(ref, path))
         return path
@@ -139,12 +139,11 @@ class Folder:
         found = []
         for uri, manifest in results:
             path = self.layout.resolve(uri) / f"{table}.parquet"
-            try:
-                size = path.stat().st_size
-            except FileNotFoundError as error:
-                raise StoreError(f"missing file {path}: run its stage again") from error
+            with disk_errors("read", path):
+                size = path.stat().st_size if path.exists() else None
             if size != manifest.files[path.name].bytes:
-                raise StoreError(f"damaged file {path}: run its stage again")
+                problem = "missing" if size is None else "damaged"
+                raise StoreError(f"{problem} file {path}: run its stage again")
             found.append(str(path))
         return found
 

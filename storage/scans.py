@@ -1,6 +1,7 @@
 """Any table of a run in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import get_args
@@ -78,6 +79,28 @@ def open_table(
         sources = backend.sources(table, chosen)
     opened = _scan(run, table, chosen, sources, backend.scan_options)
     return opened.select("run", "iteration", *columns)
+
+
+@contextmanager
+def scan_errors(what: str) -> Iterator[None]:
+    """Turns errors of reading what `open_table` gave into one line.
+
+    Also a file that was right when it was opened may be replaced, or its disk fail, before its rows
+    are read.
+
+    Args:
+        what: Names the table, such as `turns of demo`.
+
+    Raises:
+        StoreError: In place of any `OSError` and of all that polars raises.
+    """
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise StoreError(
+            f"cannot read {what}: {reason}; it may have been replaced meanwhile: do the same again"
+        ) from error
 
 
 def table_iterations(store: str | Path, run: str, table: str, *, split: str = "train") -> set[int]:

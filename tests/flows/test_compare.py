@@ -175,6 +175,22 @@ def test_runs_without_a_common_iteration_are_refused(store: Store) -> None:
         diff(store.root, "old", "later")
 
 
+@pytest.mark.parametrize("lost", ["advantages", "shaped_rewards", "turns"])
+def test_a_table_lost_after_it_was_opened_is_one_line(
+    store: Store, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    def open_and_lose(place: Any, run: str, table: str, **options: Any) -> pl.LazyFrame:
+        frame = open_table(place, run, table, **options)
+        if table == lost:
+            for file in store.root.glob(f"run={run}/iteration=0001/**/{table}.parquet"):
+                file.unlink()
+        return frame
+
+    monkeypatch.setattr("flows.compare.open_table", open_and_lose)
+    with pytest.raises(StoreError, match=r"^cannot read [^\n]*: do the same again$"):
+        diff(store.root, "old", "new")
+
+
 # --- the command ----------------------------------------------------------------------------
 
 

@@ -168,6 +168,20 @@ def test_a_flipped_bit_is_told_where_that_is_asked_for(store: Store) -> None:
         storage.open_table(store.url, "demo", "turns", verify=True)
 
 
+@on_both
+@pytest.mark.parametrize("fault", [deleted, truncated, lambda _: b"junk"])
+def test_a_file_lost_after_it_was_opened_is_one_line(store: Store, fault: Fault) -> None:
+    put_run(store)
+    frame = storage.open_table(store.url, "demo", "turns")
+    place = slot("rollout", run="demo", iteration=1, shard=1, turn=0)
+    manifest = store.manifest(place)
+    assert manifest is not None
+    spoil(store, manifest.output(place.uri).tables["turns"], fault)
+    told = r"^cannot read turns of demo: [^\n]+; it may have been replaced meanwhile: do the same"
+    with pytest.raises(StoreError, match=told), storage.scan_errors("turns of demo"):
+        frame.collect()
+
+
 def test_an_empty_table_has_its_iteration(store: Store) -> None:
     put_run(store)
     place = slot("rollout", run="demo", iteration=7, shard=0, turn=0)

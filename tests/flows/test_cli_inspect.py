@@ -1,0 +1,31 @@
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from handmade_runs import put_run
+
+from flows.cli_inspect import show
+from schemas.errors import StoreError
+from storage import RunRecord, Store, open_table
+
+
+def test_a_table_lost_after_it_was_opened_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(tmp_path / "store", create=True)
+    put_run(store, "old")
+    now = datetime.now(UTC)
+    values = {"config": {}, "config_digest": "d", "status": "finished"}
+    store.save_run(RunRecord(name="old", created_at=now, updated_at=now, **values))
+
+    def open_and_lose(*arguments: Any, **options: Any) -> pl.LazyFrame:
+        frame = open_table(*arguments, **options)
+        (file,) = store.root.rglob("turns.parquet")
+        file.unlink()
+        return frame
+
+    monkeypatch.setattr("storage.open_table", open_and_lose)
+    with pytest.raises(StoreError, match=r"^cannot read turns of old: [^\n]*: do the same again$"):
+        show("turns", str(store.root), "old")
