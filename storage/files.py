@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from schemas.errors import StoreError
 from storage.digests import files_below
@@ -188,11 +188,21 @@ def copy_with_digest(source: Path, target: Path) -> str:
     """Copies a file into a new one, making its folder; returns the digest of what was copied.
 
     Raises:
-        OSError: If the file system refuses; `FileNotFoundError` only if there is no source.
+        OSError: If the file system refuses: `FileNotFoundError` only if there is no source, and
+            with the name of the source wherever it is that which cannot be read.
     """
     with source.open("rb") as reader:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return write_with_digest(iter(partial(reader.read, _CHUNK_BYTES), b""), target)
+        return write_with_digest(_chunks(reader, source), target)
+
+
+def _chunks(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Reads a file in chunks; an error names it, as the system does only when it opens one."""
+    try:
+        yield from iter(partial(file.read, _CHUNK_BYTES), b"")
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def write_with_digest(parts: Iterable[bytes | memoryview], path: Path) -> str:

@@ -230,7 +230,7 @@ class Folder:
                 copied = copy_with_digest(source / name, folder / name)
             except (FileNotFoundError, NotADirectoryError):
                 return f"missing file {name}"
-            except PermissionError as error:
+            except OSError as error:
                 if error.filename != str(source / name):
                     raise  # it is the copy that cannot be written
                 return f"unreadable file {name}: {error.strerror}"

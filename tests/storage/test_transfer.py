@@ -112,6 +112,25 @@ def test_a_damaged_result_stops_the_export(
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".out")] == []
 
 
+@pytest.mark.parametrize("name", ["updates.parquet", "policy/deep/weights"])
+@pytest.mark.parametrize(
+    ("leads_to", "reason"),
+    [("/proc/self/mem", "Input/output error"), ("/proc/self", "Is a directory")],
+)
+def test_a_file_that_cannot_be_read_stops_the_export_by_its_name(
+    store: Store, tmp_path: Path, name: str, leads_to: str, reason: str
+) -> None:
+    """Its disk fails, before or amid its bytes; root may read whatever its rights are."""
+    put_run(store, "a", {0: 0})
+    folder = store.root / slot(run="a", iteration=0).uri
+    (folder / name).unlink()
+    (folder / name).symlink_to(leads_to)
+    told = f"^unreadable file {name}: {reason} in {folder}: run its stage again, then export$"
+    with pytest.raises(StoreError, match=told):
+        export_run(store, "a", tmp_path / "out", silent)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("fault", "told"), FAULTS)
 def test_a_damaged_manifest_stops_the_export(
     store: Store, tmp_path: Path, fault: Fault, told: str
