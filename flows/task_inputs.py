@@ -99,11 +99,11 @@ def foreign_ref(path: str, files: Sequence[Path]) -> Ref:
         files: Its files. The names of several count, below their folder; a single file may have
             been renamed.
     """
+    # A path such as `folder/train` may name a split, and lead to nothing itself.
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
 
     def name_of(file: Path) -> str:
-        if len(files) == 1:
-            return "file"
-        return str(file.relative_to(path)) if file.is_relative_to(path) else file.name
+        return "file" if len(files) == 1 else str(file.relative_to(folder))
 
     digest = digest_of_files({name_of(file): file_digest(file) for file in files})
     return Ref(uri=path, name=FOREIGN, digest=digest, content=digest)
