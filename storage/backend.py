@@ -218,7 +218,7 @@ class Backend(Protocol):
         ...
 
     def unmark_incomplete(self, run: str) -> None:
-        """Takes the mark away, once an imported run has its record."""
+        """Takes the mark away, once the run has a record."""
         ...
 
     def is_incomplete(self, run: str) -> bool:

@@ -49,6 +49,7 @@ def restore_run(store: Store, run: str) -> None:
         )
     with store.lock_run(run), store.backend.errors("restore", record_uri(run)):
         store.backend.restore_record(run)
+        store.backend.unmark_incomplete(run)  # of a removal that was killed before it began
 
 
 def find_garbage(store: Store) -> Waste:

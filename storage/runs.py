@@ -58,6 +58,9 @@ def save_run(backend: Backend, record: RunRecord) -> RunRecord:
         known, _ = _records(backend)
         saved = record.model_copy(update={"updated_at": _after(known)})
         backend.write_record(record.name, saved.model_dump(mode="json"))
+        # What has a record is whole, also under a name that an import failed to bring in.
+        if backend.is_incomplete(record.name):
+            backend.unmark_incomplete(record.name)
     return saved
 
 

@@ -118,8 +118,6 @@ def _import(
             target.backend.mark_incomplete(name)
         _copy(source, target.backend, results, name, progress, advice)
         save_run(target.backend, record.model_copy(update={"name": name}))
-        with target.backend.errors("write", run_uri(name)):
-            target.backend.unmark_incomplete(name)
 
 
 def _finished(store: Store, run: str) -> RunRecord:

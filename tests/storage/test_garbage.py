@@ -314,19 +314,43 @@ def test_what_was_never_dropped_cannot_be_brought_back(store: Store) -> None:
         restore_run(store, "c")
 
 
+def lose_record(store: Store, run: str) -> None:
+    if store.url.startswith("s3://"):
+        spoil_object(store, f"run={run}/run.json", lambda _: None)
+    else:
+        (store.root / f"run={run}/run.json").unlink()
+
+
 @on_both
 def test_a_run_that_lost_its_record_is_kept_and_told(store: Store) -> None:
     put_run(store, "a", {0: 0})
     put_run(store, "b", {0: 1})
     results = [manifest for _, manifest in store.results("a")]
-    if store.url.startswith("s3://"):
-        spoil_object(store, "run=a/run.json", lambda _: None)
-    else:
-        (store.root / "run=a/run.json").unlink()
+    lose_record(store, "a")
     (told,) = find_garbage(store).spared
     assert told.startswith("run a is kept, as nobody dropped it, but ")
     collect(store)
     assert [manifest for _, manifest in store.results("a")] == results
+    assert verify(store, "a") == 1
+
+
+@on_both
+def test_a_run_under_the_name_of_a_failed_import_is_kept_like_others(store: Store) -> None:
+    store.backend.mark_incomplete("a")
+    put_run(store, "a", {0: 0})
+    lose_record(store, "a")
+    collect(store)
+    assert verify(store, "a") == 1
+
+
+@on_both
+def test_a_run_brought_back_before_its_removal_began_is_kept_like_others(store: Store) -> None:
+    put_run(store, "a", {0: 0})
+    drop_run(store, "a")
+    store.backend.mark_incomplete("a")
+    restore_run(store, "a")
+    lose_record(store, "a")
+    collect(store)
     assert verify(store, "a") == 1
 
 
