@@ -46,6 +46,7 @@ PICTURE_FILE = "accuracy.png"
 Split = Literal["train", "evaluation"]
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
 def check_run_name(name: str) -> str:
@@ -66,6 +67,11 @@ def runs_among(names: Iterable[str]) -> list[str]:
     """Returns the runs that have one of these names of folders, sorted; others are not ours."""
     runs = (name.removeprefix("run=") for name in names if name.startswith("run="))
     return sorted(run for run in runs if _RUN_NAME.fullmatch(run))
+
+
+def is_address(path: Path) -> bool:
+    """Says whether a path was meant as an address, such as `s3://bucket`; it lost a slash then."""
+    return _SCHEME.fullmatch("".join(path.parts[:1])) is not None
 
 
 def check_uri(uri: str) -> str:

@@ -15,7 +15,7 @@ from storage.environment import Environment
 from storage.fingerprints import Fingerprint, explain
 from storage.folder import Folder
 from storage.found import Found
-from storage.layout import REPLACED, Layout, Slot, record_uri, run_uri
+from storage.layout import REPLACED, Layout, Slot, is_address, record_uri, run_uri
 from storage.manifests import Manifest
 from storage.runs import RunRecord
 from storage.staged import write_policy, write_tables
@@ -56,7 +56,7 @@ class Store:
             from storage.bucket import Bucket  # takes its time, and few need it
 
             return cls(Bucket.open(path, create=create, verify=verify))
-        if Path(path).parts[:1] == ("s3:",):
+        if is_address(Path(path)):
             raise StoreError(f"{path} is no address of a store: write s3://bucket/prefix, as text")
         return cls(Folder.open(Path(path), create=create, verify=verify))
 

@@ -19,7 +19,7 @@ from storage.files import (
     sync_path,
 )
 from storage.folder import Folder, refuse_partitions
-from storage.layout import Slot, run_uri
+from storage.layout import Slot, is_address, run_uri
 from storage.manifests import Manifest
 from storage.runs import RunRecord, save_run
 from storage.store import Store
@@ -45,7 +45,7 @@ def export_run(store: Store, run: str, folder: Path, progress: Progress) -> None
         StoreError: If the run is not known or being trained, one of its results is damaged,
             naming it, or the folder cannot be used.
     """
-    if folder.parts[:1] == ("s3:",):
+    if is_address(folder):
         raise StoreError(f"{folder} is no folder: export to a folder, then import that one there")
     folder = folder.absolute()
     record = _finished(store, run)

@@ -362,9 +362,14 @@ def test_open_refuses_an_endpoint_that_cannot_be_meant(
         Store.open(s3)
 
 
-def test_open_refuses_an_address_that_became_a_path() -> None:
-    with pytest.raises(StoreError, match=r"s3:/ledger/x is no address .* as text$"):
-        Store.open(Path("s3://ledger/x"), create=True)
+@pytest.mark.parametrize("place", [Path("s3://ledger/x"), "S3://ledger/x", "gs://ledger/x"])
+def test_open_refuses_an_address_of_which_it_would_make_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str | Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match=r"ledger/x is no address .* as text$"):
+        Store.open(place, create=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_bucket_is_one_line(s3: str) -> None:

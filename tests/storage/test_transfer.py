@@ -92,10 +92,16 @@ def test_an_export_refuses_a_folder_with_something_in_it(store: Store, tmp_path:
         export_run(store, "a", tmp_path / "run=1" / "x", silent)
 
 
-def test_an_export_refuses_a_bucket(store: Store) -> None:
+@pytest.mark.parametrize("address", ["s3://bucket/x", "S3://bucket/x", "gs://bucket/x"])
+def test_an_export_refuses_a_bucket(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
     put_run(store, "a", {0: 0})
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(StoreError, match=r"is no folder: export to a folder, then import"):
-        export_run(store, "a", Path("s3://bucket/x"), silent)
+        export_run(store, "a", Path(address), silent)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(("fault", "told"), FAULTS)
