@@ -72,9 +72,12 @@ def remove_stale(tmp: Path) -> None:
             remove_unheld(path)
 
 
-def is_held(folder: Path) -> bool:
-    """Says whether a process holds a staging folder; true as well if that cannot be told."""
-    descriptor = _free_descriptor(folder)
+def is_held(path: Path) -> bool:
+    """Says whether a process holds a staging folder or a lock file.
+
+    It takes no right but to read; where that is missing the answer is true.
+    """
+    descriptor = _free_descriptor(path)
     if descriptor is None:
         return True
     os.close(descriptor)
@@ -108,10 +111,10 @@ def _held_folder(tmp: Path, prefix: str) -> tuple[Path, int]:
         os.close(held)  # taken for one of a killed process before it was locked
 
 
-def _free_descriptor(folder: Path) -> int | None:
-    """Returns a descriptor that holds the lock of a folder; null if another process does."""
+def _free_descriptor(path: Path) -> int | None:
+    """Returns a descriptor that holds the lock of a path; null if another process does."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:  # gone, or not ours to remove
         return None
     try:

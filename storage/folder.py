@@ -1,6 +1,5 @@
 """A store in a folder of a local file system."""
 
-import errno
 import json
 import os
 import shlex
@@ -19,6 +18,7 @@ from storage.digests import file_digest, folder_digest
 from storage.files import (
     copy_with_digest,
     disk_errors,
+    is_held,
     link_files,
     remove_stale,
     replace_json,
@@ -208,19 +208,7 @@ class Folder:
     def is_locked(self, run: str) -> bool:
         """Says whether a process holds the run."""
         path = self.layout.run_lock(run)
-        if not path.exists():
-            return False
-        lock = FileLock(path, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            return True
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            return True  # a reader without write access cannot probe; believe the record
-        lock.release()
-        return False
+        return path.exists() and is_held(path)
 
     def copy_files(self, uri: str, manifest: Manifest, folder: Path) -> str | None:
         """Copies the files of a result into an empty folder, every byte of them verified."""

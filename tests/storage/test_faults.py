@@ -6,6 +6,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import dedent
@@ -18,6 +19,7 @@ from storage_builders import fingerprint, slot, updates
 from schemas.errors import StoreError
 from schemas.refs import StageOutput
 from storage import RunRecord, Store
+from storage.transfer import export_run
 
 Put = Callable[..., StageOutput]
 Start = Callable[..., subprocess.Popen[str]]
@@ -291,20 +293,42 @@ def test_a_folder_that_may_not_be_listed_is_told_and_not_left_out(
     assert told == f"cannot read {read_only.root}/run=demo: Permission denied"
 
 
-def test_runs_of_a_store_on_a_read_only_disk_can_be_read(store: Store) -> None:
-    now = datetime.now(UTC)
-    values = {"config": {}, "config_digest": "d", "status": "running"}
-    store.save_run(RunRecord(name="demo", created_at=now, updated_at=now, **values))
-    with store.lock_run("demo"):
-        pass
-    mounted = subprocess.run(["mount", "--bind", store.root, store.root], check=False)
+@contextmanager
+def read_only_disk(folder: Path) -> Iterator[None]:
+    mounted = subprocess.run(["mount", "--bind", folder, folder], check=False)
     if mounted.returncode:
         pytest.skip("nothing can be mounted here")
     try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", store.root], check=True)
-        assert [record.name for record in Store.open(store.root).runs()] == ["demo"]
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        yield
     finally:
-        subprocess.run(["umount", store.root], check=True)
+        subprocess.run(["umount", folder], check=True)
+
+
+def save_running(store: Store) -> None:
+    now = datetime.now(UTC)
+    values = {"config": {}, "config_digest": "d", "status": "running"}
+    store.save_run(RunRecord(name="demo", created_at=now, updated_at=now, **values))
+
+
+def test_a_killed_run_on_a_read_only_disk_is_told_and_exported(
+    store: Store, put: Put, tmp_path: Path
+) -> None:
+    put()
+    with store.lock_run("demo"):
+        save_running(store)
+    with read_only_disk(store.root):
+        seen = Store.open(store.root)
+        assert [record.status for record in seen.runs()] == ["interrupted"]
+        export_run(seen, "demo", tmp_path / "out", lambda *_: None)
+    assert Store.open(tmp_path / "out").find(slot(), fingerprint()).is_hit
+
+
+def test_a_run_on_a_read_only_disk_that_is_trained_is_told_so(store: Store) -> None:
+    with store.lock_run("demo"):
+        save_running(store)
+        with read_only_disk(store.root):
+            assert [record.status for record in Store.open(store.root).runs()] == ["running"]
 
 
 def test_a_lost_store_file_is_told_as_such(store: Store, put: Put) -> None:
