@@ -115,6 +115,11 @@ ORDER = tuple(name for name, spec in STAGES.items() if spec.sections)
 """Stages of an iteration, each before those that depend on it; any of them can be rerun."""
 
 
+def usual_split(table: str) -> str:
+    """Returns where the table of a run usually is."""
+    return "evaluation" if table == "evaluations" else "train"
+
+
 def check_stage(name: str) -> str:
     """Returns the name of a stage of an iteration.
 

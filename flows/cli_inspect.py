@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.catalogue import usual_split
 from flows.cli_options import (
     DEFAULT_STORE,
     RunOption,
     StoreOption,
     chosen_run,
-    usual_split,
     write_frame,
 )
 from schemas.errors import StoreError

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flows.catalogue import usual_split
 from flows.cli_options import (
     DEFAULT_STORE,
     RunOption,
     StoreOption,
     chosen_run,
-    usual_split,
     write_frame,
 )
 

@@ -111,11 +111,6 @@ def chosen_run(store: "Store", run: str | None) -> str:
     return max(records, key=lambda record: record.updated_at).name
 
 
-def usual_split(table: str) -> str:
-    """Returns where the table of a run usually is."""
-    return "evaluation" if table == "evaluations" else "train"
-
-
 def as_toml(config: "RunConfig") -> str:
     """Writes settings as TOML; a null is a comment, as TOML has none."""
     lines = []

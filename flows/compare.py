@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
+from flows.catalogue import usual_split
 from schemas.errors import StoreError
 from schemas.tables import TABLES, TRAJECTORY_KEY
 from stages.comparison import (
@@ -99,7 +100,7 @@ def diff(
             have no iteration in common.
     """
     column = _checked_column(table, column)
-    place = split or ("evaluation" if table == "evaluations" else "train")
+    place = split or usual_split(table)
     frames = [open_table(store, run, table, split=place, verify=True) for run in (a, b)]
     in_a, in_b = (table_iterations(store, run, table, split=place) for run in (a, b))
     if iteration is not None:

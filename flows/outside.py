@@ -18,10 +18,9 @@ from storage.digests import files_below, folder_digest
 from storage.problem_sources import find_source
 
 PROBLEM_PATHS = ("problems.path", "evaluation.path")
+"""Settings that name the problem files of the splits, in the order of `problem_sections`."""
 PATHS = (*PROBLEM_PATHS, "policy.path")
 """Settings that name something outside; a run may go on with another place of the same content."""
-
-
 _PATH_OF = dict(zip(("train", "evaluation"), PROBLEM_PATHS, strict=True))
 """Split to the setting that names its problem file."""
 

@@ -7,6 +7,7 @@ which stays as it is.
 """
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
@@ -214,13 +215,14 @@ def _chains(
         return _executed_alone(old, new, _needed(first, old), config)
     if scope.computes("rollout") or scope.computes("execution"):
         return submit_rollout(new, prompts, _needed(before, old), _needed(first, old), config)
+    rollout = _stored_rollout(old)
     return [
         Chain(
             shard,
-            _taken_turns(old, new, "rollout", shard),
-            _taken_turns(old, new, "execution", shard),
+            _taken_turns(old, new, "rollout", shard, rollout.turns),
+            _taken_turns(old, new, "execution", shard, rollout.executions),
         )
-        for shard in _stored_shards(old)
+        for shard in rollout.shards
     ]
 
 
@@ -228,16 +230,16 @@ def _sampled_alone(
     old: Place, new: Place, prompts: TableRef, policy: CheckpointRef, config: RunConfig
 ) -> list[Chain]:
     """Samples every turn again, each on the turns and observations that are stored before it."""
-    sampling = sampling_of(new, config)
+    sampling, rollout = sampling_of(new, config), _stored_rollout(old)
     chains = []
-    for shard in _stored_shards(old):
-        said = _stored_turns(old, "rollout", shard)
-        seen = _taken_turns(old, new, "execution", shard)
+    for shard in rollout.shards:
+        said = _stored_turns(old, shard, rollout.turns)
+        seen = _taken_turns(old, new, "execution", shard, rollout.executions)
         turns = [
             rollout_task.submit(
                 new, shard, turn, prompts, said[:turn], seen[:turn], policy, sampling
             )
-            for turn in range(len(said))
+            for turn in range(rollout.turns)
         ]
         chains.append(Chain(shard, turns, seen))
     results_of([turn for chain in chains for turn in chain.turns])
@@ -248,20 +250,34 @@ def _executed_alone(
     old: Place, new: Place, tokenizer: CheckpointRef, config: RunConfig
 ) -> list[Chain]:
     """Executes the code of every stored turn again."""
+    rollout = _stored_rollout(old)
     chains = []
-    for shard in _stored_shards(old):
-        said = _taken_turns(old, new, "rollout", shard)
+    for shard in rollout.shards:
+        said = _taken_turns(old, new, "rollout", shard, rollout.turns)
         executions = [
             execution_task.submit(new, shard, turn, said[: turn + 1], tokenizer, config.execution)
-            for turn in range(len(_stored_turns(old, "execution", shard)))
+            for turn in range(rollout.executions)
         ]
         chains.append(Chain(shard, said, executions))
     results_of([execution for chain in chains for execution in chain.executions])
     return chains
 
 
-def _stored_shards(old: Place) -> list[Shard]:
-    """Returns the shards of a stored rollout, all of whose turns are there.
+@dataclass(frozen=True, slots=True)
+class _StoredRollout:
+    """The shape of a rollout that is stored whole."""
+
+    shards: list[Shard]
+    turns: int
+
+    @property
+    def executions(self) -> int:
+        """Turns whose code is executed: nobody would see what that of the last one shows."""
+        return self.turns - 1
+
+
+def _stored_rollout(old: Place) -> _StoredRollout:
+    """Returns the shape of a stored rollout, every result of which is there.
 
     Raises:
         StoreError: If there is no rollout, or one that was interrupted or has lost a result. What
@@ -275,31 +291,26 @@ def _stored_shards(old: Place) -> list[Shard]:
     config = stored_config(store.run_record(old.run)).rollout
     count = shard_count(config.shards, manifest.output(slot.uri).tables["prompts"])
     shards = [Shard(index=index, of=count) for index in range(count)]
-    for stage in ("rollout", "execution"):
-        for shard, turn in itertools.product(shards, range(_turns_of(old, stage))):
+    rollout = _StoredRollout(shards, config.max_turns)
+    for stage, turns in (("rollout", rollout.turns), ("execution", rollout.executions)):
+        for shard, turn in itertools.product(shards, range(turns)):
             slot = old.slot(stage, shard=shard.index, turn=turn)
             if store.manifest(slot) is None:
                 raise StoreError(
                     f"the rollout of iteration {old.iteration} in run {old.run} is not complete, "
                     f"{slot.uri} is missing: `turnledger train --run {old.run}` makes it"
                 )
-    return shards
+    return rollout
 
 
-def _turns_of(old: Place, stage: str) -> int:
-    """Returns how many turns a stored rollout has, or its execution: the last turn has none."""
-    turns = stored_config(old.open().run_record(old.run)).rollout.max_turns
-    return turns if stage == "rollout" else turns - 1
-
-
-def _stored_turns(old: Place, stage: str, shard: Shard) -> list[StageOutput]:
-    """Returns what a stage stored for each turn of a shard, in their order."""
-    slots = [old.slot(stage, shard=shard.index, turn=turn) for turn in range(_turns_of(old, stage))]
+def _stored_turns(old: Place, shard: Shard, count: int) -> list[StageOutput]:
+    """Returns what the rollout stored for each turn of a shard, in their order."""
+    slots = [old.slot("rollout", shard=shard.index, turn=turn) for turn in range(count)]
     manifests = [old.open().manifest(slot) for slot in slots]
     return [m.output(slot.uri) for slot, m in zip(slots, manifests, strict=True) if m is not None]
 
 
-def _taken_turns(old: Place, new: Place, stage: str, shard: Shard) -> list[StageOutput]:
+def _taken_turns(old: Place, new: Place, stage: str, shard: Shard, count: int) -> list[StageOutput]:
     """Takes over what a stage stored for each turn of a shard."""
     return [
         taken_over(
@@ -307,7 +318,7 @@ def _taken_turns(old: Place, new: Place, stage: str, shard: Shard) -> list[Stage
             new,
             new.slot(stage, shard=shard.index, turn=turn),
         )
-        for turn in range(_turns_of(old, stage))
+        for turn in range(count)
     ]
 
 

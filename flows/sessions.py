@@ -20,6 +20,7 @@ from schemas.errors import (
 )
 from storage import RunParent, RunRecord, Store
 from storage.digests import json_digest
+from storage.garbage import is_dropped
 from storage.layout import run_uri
 
 FREE_TO_CHANGE = (
@@ -89,7 +90,7 @@ def branch_name(store: Store, source: str, parent: RunParent, config: RunConfig)
             record = store.run_record(name)
             if record.parent == parent and record.config_digest == digest:
                 return name
-        elif not _is_dropped(store, name) and not store.has_results(name):
+        elif not is_dropped(store, name) and not store.has_results(name):
             return name
         number += 1
 
@@ -104,7 +105,7 @@ def refuse_left_over(store: Store, run: str) -> None:
     """
     if store.has_run(run):
         return
-    if _is_dropped(store, run):
+    if is_dropped(store, run):
         raise StoreError(
             f"run {run} of {store.url} was dropped and is still there: `turnledger gc` frees the "
             f"name, `turnledger drop {run} --undo` brings the run back"
@@ -114,11 +115,6 @@ def refuse_left_over(store: Store, run: str) -> None:
             f"{store.backend.address(run_uri(run))} holds results of a run without a record: put "
             "its run.json back, or take another name; what a killed import left, gc removes"
         )
-
-
-def _is_dropped(store: Store, run: str) -> bool:
-    with store.backend.errors("read", ""):
-        return run in store.backend.dropped_runs()
 
 
 def stored_config(record: RunRecord) -> RunConfig:

@@ -22,7 +22,7 @@ from storage.backend import Garbage, Kept, Waste
 from storage.cache import Cache
 from storage.digests import canonical_json
 from storage.files import disk_errors, write_with_digest
-from storage.folder import check_format
+from storage.folder import check_format, refuse_lost_format
 from storage.layout import (
     COLLECTION_LEASE,
     MANIFEST_FILE,
@@ -68,11 +68,7 @@ class Bucket:
         written = objects.get(STORE_FILE)
         if written is None:
             entries = objects.names()
-            if runs_among(entries):
-                raise StoreError(
-                    f"missing file {url}/{STORE_FILE}, but there are runs: if they are of this "
-                    f'version, write {{"format": {STORE_FORMAT}}} into it'
-                )
+            refuse_lost_format(entries, url)
             if entries:
                 raise StoreError(
                     f"{url} is no store and not empty ({entries[0]}): name another place"

@@ -12,6 +12,7 @@ from storage.backend import Garbage, Kept, Kind, Waste
 from storage.layout import (
     MANIFEST_FILE,
     REPLACED,
+    RUN_NAME,
     blob_uri,
     dropped_record_uri,
     incomplete_uri,
@@ -28,7 +29,7 @@ YOUNG = timedelta(hours=1)
 _DIGEST = "[0-9a-f]{64}"
 _HINT = re.compile(rf"index/[0-9a-f]{{2}}/({_DIGEST})\.json")
 _BLOB = re.compile(rf"blobs/[0-9a-f]{{2}}/({_DIGEST})")
-_RUN = re.compile(r"run=([A-Za-z0-9._-]{1,64})/.+")
+_RUN = re.compile(rf"run=({RUN_NAME})/.+")
 _SLOT = re.compile(
     r"run=[^/]+/iteration=\d+/split=\w+/stage=\w+(/shard=\d+)?(/turn=\d+)?/" + MANIFEST_FILE
 )

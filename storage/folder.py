@@ -345,6 +345,23 @@ def check_format(content: bytes, store: str) -> None:
         )
 
 
+def refuse_lost_format(entries: Sequence[str], store: str) -> None:
+    """Refuses a place that has lost its `store.json`, and says how to mend it.
+
+    Args:
+        entries: Names of the files and folders there.
+        store: Its address, for messages.
+
+    Raises:
+        StoreError: If there are runs.
+    """
+    if runs_among(entries):
+        raise StoreError(
+            f"missing file {store}/{STORE_FILE}, but there are runs: if they are of this version, "
+            f'write {{"format": {STORE_FORMAT}}} into it'
+        )
+
+
 def _refuse(error: OSError) -> None:
     """Stops a walk: what cannot be listed may hold results."""
     raise error
@@ -358,11 +375,7 @@ def _entries(root: Path) -> list[str]:
 
 
 def _refuse_place(root: Path, entries: list[str], *, create: bool) -> None:
-    if runs_among(entries):
-        raise StoreError(
-            f"missing file {root}/{STORE_FILE}, but there are runs: if they are of this version, "
-            f'write {{"format": {STORE_FORMAT}}} into it'
-        )
+    refuse_lost_format(entries, str(root))
     if entries:
         raise StoreError(f"{root} is no store and not empty: name another folder")
     if not create:

@@ -6,7 +6,7 @@ import was killed, hints that lead to neither, what killed processes were writin
 the blobs that no manifest of a kept run names. Files that the store did not name are never touched.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,15 @@ from storage.backend import Backend, Garbage, Kept, Waste
 from storage.layout import record_uri
 from storage.store import Store
 
-__all__ = ["Garbage", "Waste", "drop_run", "find_garbage", "remove_garbage", "restore_run"]
+__all__ = [
+    "Garbage",
+    "Waste",
+    "drop_run",
+    "find_garbage",
+    "is_dropped",
+    "remove_garbage",
+    "restore_run",
+]
 
 
 def drop_run(store: Store, run: str) -> None:
@@ -29,6 +37,16 @@ def drop_run(store: Store, run: str) -> None:
         raise runs.unknown_run(store.backend, run)
     with store.lock_run(run), store.backend.errors("drop", record_uri(run)):
         store.backend.drop_record(run)
+
+
+def is_dropped(store: Store, run: str) -> bool:
+    """Says whether a run was dropped and is still there.
+
+    Raises:
+        StoreError: If the store cannot be read.
+    """
+    with store.backend.errors("read", ""):
+        return run in store.backend.dropped_runs()
 
 
 def restore_run(store: Store, run: str) -> None:
@@ -113,7 +131,8 @@ def remove_garbage(store: Store, waste: Waste, removed: Callable[[], Any] = lamb
 
 def _kept(backend: Backend) -> Kept:
     """Reads what the runs of a store refer to from their manifests."""
-    names = [run for run in backend.runs() if _is_kept(backend, run)]
+    dropped = set(backend.dropped_runs())
+    names = [run for run in backend.runs() if _is_kept(backend, run, dropped)]
     places: dict[str, list[str]] = {}
     blobs: set[str] = set()
     unreadable = []
@@ -132,9 +151,9 @@ def _kept(backend: Backend) -> Kept:
     return Kept(runs=frozenset(names), places=places, blobs=frozenset(blobs), unreadable=unreadable)
 
 
-def _is_kept(backend: Backend, run: str) -> bool:
+def _is_kept(backend: Backend, run: str, dropped: Collection[str]) -> bool:
     """Whether a run has a record, or has lost it: then nobody has said that it may go."""
     if backend.read_record(run) is not None:
         return True
-    is_given_up = run in backend.dropped_runs() or backend.is_incomplete(run)
+    is_given_up = run in dropped or backend.is_incomplete(run)
     return not is_given_up and bool(backend.slots(run))

@@ -45,7 +45,8 @@ PICTURE_FILE = "accuracy.png"
 
 Split = Literal["train", "evaluation"]
 
-_RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+RUN_NAME = "[A-Za-z0-9._-]{1,64}"
+"""Names of runs that can be used, as a pattern."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
@@ -55,7 +56,7 @@ def check_run_name(name: str) -> str:
     Raises:
         StoreError: If it is empty, longer than 64 or holds other characters than allowed.
     """
-    if not _RUN_NAME.fullmatch(name):
+    if not re.fullmatch(RUN_NAME, name):
         raise StoreError(
             f"run name {name!r} cannot be used: take 1 to 64 letters, digits, dots, dashes "
             "or underscores"
@@ -66,7 +67,7 @@ def check_run_name(name: str) -> str:
 def runs_among(names: Iterable[str]) -> list[str]:
     """Returns the runs that have one of these names of folders, sorted; others are not ours."""
     runs = (name.removeprefix("run=") for name in names if name.startswith("run="))
-    return sorted(run for run in runs if _RUN_NAME.fullmatch(run))
+    return sorted(run for run in runs if re.fullmatch(RUN_NAME, run))
 
 
 def is_address(path: Path) -> bool:

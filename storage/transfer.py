@@ -19,6 +19,7 @@ from storage.files import (
     sync_path,
 )
 from storage.folder import Folder, refuse_partitions
+from storage.garbage import is_dropped
 from storage.layout import Slot, is_address, run_uri
 from storage.manifests import Manifest
 from storage.runs import RunRecord, save_run
@@ -131,9 +132,7 @@ def _finished(store: Store, run: str) -> RunRecord:
 def _refuse_taken(target: Store, name: str) -> None:
     if target.has_run(name):
         raise StoreError(f"run {name} is in {target.url} already: take another name with --as")
-    with target.backend.errors("read", ""):
-        is_dropped = name in target.backend.dropped_runs()
-    if is_dropped:
+    if is_dropped(target, name):
         raise StoreError(
             f"run {name} of {target.url} was dropped and is still there: `turnledger gc` removes "
             "it, or take another name with --as"

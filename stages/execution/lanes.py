@@ -25,7 +25,7 @@ from stages.execution.bubblewrap import (
     unprivileged_id,
     what_is_missing,
 )
-from stages.execution.protocol import Outcome, why_refused
+from stages.execution.protocol import Outcome, refusal_of
 from stages.execution.runtime import interpreter_command, limits_of, sources_of
 
 _MODULES = sources_of(_seccomp, _child, _watch, _supervisor)
@@ -182,10 +182,9 @@ class Lane:
 
     def run(self, cells: Sequence[str]) -> Outcome:
         """Runs the last cell on the state that those before it leave."""
-        for cell in cells:
-            refusal = why_refused(cell)
-            if refusal is not None:
-                return Outcome(ExecutionStatus.REFUSED, stderr=refusal)
+        refusal = refusal_of(cells)
+        if refusal is not None:
+            return refusal
         if self._connection is None:
             self._connection = self._zygote.lane()
         try:

@@ -76,6 +76,15 @@ def why_refused(code: str) -> str | None:
     return None
 
 
+def refusal_of(cells: Sequence[str]) -> Outcome | None:
+    """Returns the outcome of cells one of which no interpreter takes; null if all can be run."""
+    for cell in cells:
+        reason = why_refused(cell)
+        if reason is not None:
+            return Outcome(ExecutionStatus.REFUSED, stderr=reason)
+    return None
+
+
 def cells_of(snippets: pl.DataFrame) -> list[list[str]]:
     """Returns the code of each snippet, behind the earlier code whose state it finds."""
     return [[*earlier, code] for earlier, code in snippets.select("earlier", "code").iter_rows()]

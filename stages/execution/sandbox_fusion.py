@@ -18,7 +18,7 @@ import polars as pl
 from schemas.config import ExecutionConfig
 from schemas.errors import ExecutorError
 from schemas.tables import ExecutionStatus
-from stages.execution.protocol import Outcome, cells_of, outcome_frame, why_refused
+from stages.execution.protocol import Outcome, cells_of, outcome_frame, refusal_of
 
 _ATTEMPTS = 3
 _PAUSE_S = 0.5
@@ -68,9 +68,9 @@ class FusionExecutor:
             return outcome_frame(snippets, list(pool.map(self._run, cells_of(snippets))))
 
     def _run(self, cells: list[str]) -> Outcome:
-        refusal = next((words for cell in cells if (words := why_refused(cell))), None)
+        refusal = refusal_of(cells)
         if refusal is not None:
-            return Outcome(ExecutionStatus.REFUSED, stderr=refusal)
+            return refusal
         *earlier, code = cells
         if earlier:
             code = _REPLAYED.format(cells=earlier) + code

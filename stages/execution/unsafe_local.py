@@ -15,9 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import polars as pl
 
 from schemas.config import ExecutionConfig
-from schemas.tables import ExecutionStatus
 from stages.execution import _child, _seccomp, _unisolated, _watch
-from stages.execution.protocol import Outcome, cells_of, outcome_frame, why_refused
+from stages.execution.protocol import Outcome, cells_of, outcome_frame, refusal_of
 from stages.execution.runtime import (
     ENVIRONMENT,
     interpreter_command,
@@ -46,9 +45,9 @@ class UnsafeLocalExecutor:
             return outcome_frame(snippets, list(pool.map(self._run, cells_of(snippets))))
 
     def _run(self, cells: list[str]) -> Outcome:
-        refusal = next((words for cell in cells if (words := why_refused(cell))), None)
+        refusal = refusal_of(cells)
         if refusal is not None:
-            return Outcome(ExecutionStatus.REFUSED, stderr=refusal)
+            return refusal
         with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as source:
             source.write(json.dumps(cells).encode())
             source.seek(0)
