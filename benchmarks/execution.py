@@ -1,9 +1,10 @@
 """Measures the sandbox: snippets a second, and how long a trivial one takes beside hanging ones.
 
 In one run, side by side: a new interpreter for each snippet, a new interpreter in bubblewrap for
-each, and the sandbox; and what a bare fork and exit of the warm interpreter costs, below which no
-fork-server gets. Then the 99th percentile of a trivial snippet alone, and while as many others
-run into their time limit. Ratios are of the sandbox to the others.
+each, and the sandbox; and what a bare fork and exit of an interpreter costs, of a warm one with
+numpy and sympy in it, below which no fork-server of one interpreter gets, and of one with nothing
+in it. Then the 99th percentile of a trivial snippet alone, and while as many others run into their
+time limit. Ratios are of the sandbox to the others.
 
     python -m benchmarks.execution --seconds 3 --json
 """
@@ -33,10 +34,12 @@ SNIPPETS = {
     "numpy": "import numpy; print(numpy.arange(10).sum())",
     "sympy": "import sympy; print(sympy.factor(sympy.Symbol('x') ** 2 - 1))",
 }
+PRINT = "print, sandbox, snippets/s"
 HANGING = ("import time; time.sleep(60)", "while True: pass")
 
 _FORKS = """
-import os, sys, time, numpy, sympy
+import os, sys, time
+if sys.argv[2] == "warm": import numpy, sympy
 until, count = time.monotonic() + float(sys.argv[1]), 0
 while time.monotonic() < until:
     pid = os.fork()
@@ -90,6 +93,17 @@ def sandbox_per_second(executor: SandboxExecutor, code: str, seconds: float) -> 
     return count / (time.monotonic() - started)
 
 
+def forks_per_second(kind: str, seconds: float, workers: int) -> float:
+    """Returns how often bare loops fork an interpreter, with numpy and sympy in it or without."""
+    command = [sys.executable, "-c", _FORKS, str(seconds), kind]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    loops = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+        for _ in range(workers)
+    ]
+    return sum(float(loop.communicate()[0]) for loop in loops)
+
+
 def latencies_ms(executor: SandboxExecutor, count: int, hanging: int) -> np.ndarray:
     """Returns the times of trivial snippets, while others run into their limit all the time."""
     stop = threading.Event()
@@ -130,13 +144,10 @@ def main() -> None:
         figures |= {f"{name}, {way}, snippets/s": rate for way, rate in rates.items()}
         for way in ("new interpreter", "new interpreter in bwrap"):
             figures[f"{name}, ratio to {way}"] = rates["sandbox"] / rates[way]
-    command = [sys.executable, "-c", _FORKS, str(options.seconds)]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    forks = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
-             for _ in range(options.workers)]  # fmt: skip
-    figures["bare fork and exit, a second"] = sum(float(f.communicate()[0]) for f in forks)
-    bare = figures["bare fork and exit, a second"]
-    figures["print, ratio to bare fork and exit"] = figures["print, sandbox, snippets/s"] / bare
+    for kind in ("warm", "bare"):
+        rate = forks_per_second(kind, options.seconds, options.workers)
+        figures[f"fork and exit, {kind} interpreter, a second"] = rate
+        figures[f"print, ratio to fork and exit, {kind}"] = figures[PRINT] / rate
     alone = latencies_ms(executor, 300, 0)
     beside = latencies_ms(executor, 300, 4)
     figures["trivial snippet, p99, ms"] = float(np.quantile(alone, 0.99))

@@ -102,8 +102,9 @@ class ExecutionConfig(Section):
     """Threads that one snippet may have; with `child_processes` its processes count too."""
     child_processes: bool = False
     """Whether a snippet may start processes. Each then has `memory_mib` for itself."""
-    preload: tuple[str, ...] = ("numpy", "sympy")
-    """Modules that are imported once, before any snippet runs."""
+    preload: tuple[str, ...] = Field(("numpy", "sympy"), max_length=64)
+    """Modules that are imported once, before any snippet runs. A snippet finds imported all up to
+    the last that its text names: name the lighter and more usual ones first."""
     show_last_value: bool = True
     """Whether the value of a last expression is shown if nothing was printed, as notebooks do."""
     state: Literal["fresh", "replayed"] = "fresh"

@@ -9,6 +9,7 @@ import atexit
 import builtins
 import contextlib
 import ctypes
+import importlib.util
 import io
 import linecache
 import os
@@ -88,11 +89,36 @@ def run_snippet(cells: list[str], limits: dict[str, Any]) -> NoReturn:
 
 def _seed(code: str) -> None:
     """Seeds the shared generators by the code: the same code draws the same numbers again."""
+    random.seed(code)
+    number = random.getrandbits(32)
+    random.seed(code)
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
-        random.seed(code)
-        numpy_random.seed(random.getrandbits(32))
-    random.seed(code)
+        numpy_random.seed(number)
+    else:
+        sys.meta_path.insert(0, _SeedsWhenImported(number))
+
+
+class _SeedsWhenImported:
+    """Finder that seeds `numpy.random` once it has been imported, by whomever."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != "numpy.random":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_seed(module: types.ModuleType) -> None:
+                run(module)
+                module.seed(self._number)
+
+            spec.loader.exec_module = run_and_seed  # type: ignore[method-assign]
+        return spec
 
 
 def _replay(cell: str, module: types.ModuleType) -> None:
@@ -157,9 +183,14 @@ def _write(path: str, text: str) -> None:
         os.close(fd)
 
 
-def isolate(limits: dict[str, Any], drop_to: int | None) -> None:
-    """Takes every right away from the calling process, a fresh child in a new pid namespace."""
-    base_bytes = size_bytes()
+def isolate(limits: dict[str, Any], drop_to: int | None, base_bytes: int) -> None:
+    """Takes every right away from the calling process, a fresh child in a new pid namespace.
+
+    Args:
+        limits: As `limit_resources` and `install_filter` take them.
+        drop_to: Number of the user to become, where root started all this.
+        base_bytes: Size of the interpreter, beyond which the limit on memory counts.
+    """
     # A group of its own: kill(0) reaches the group across pid namespaces.
     os.setsid()
     if drop_to is not None:

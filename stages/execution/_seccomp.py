@@ -9,6 +9,7 @@ flags no filter can see: it fails with ENOSYS, so that the C library falls back 
 """
 
 import ctypes
+import functools
 import os
 import struct
 from typing import Final
@@ -87,6 +88,9 @@ _AT_NUMBER, _AT_MACHINE, _AT_FIRST_ARGUMENT = 0, 4, 16
 """Offsets in `struct seccomp_data`; the lower half of an argument comes first on both machines."""
 _EPERM, _ENOSYS = 1, 38
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.argtypes = [ctypes.c_long, ctypes.c_uint, ctypes.c_uint, ctypes.c_char_p]
+
 
 def filter_program(machine: str, *, processes: bool) -> list[tuple[int, int, int, int]]:
     """Returns the instructions of the filter: code, jump if true, jump if false, operand.
@@ -109,20 +113,44 @@ def filter_program(machine: str, *, processes: bool) -> list[tuple[int, int, int
     if machine == "x86_64":
         # A second table of the same calls under other numbers.
         program += [(_AT_LEAST, 0, 1, _X32_BIT), (_RETURN, 0, 0, _FAIL | _ENOSYS)]
-    numbers = [int(call[machine]) for call in CALLS.values() if call[machine] != "-"]
-    if processes:
-        numbers += [_CLONE[machine], *_PROCESS_CALLS[machine]]
-    for number in numbers:
-        program += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     program += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _FAIL | _ENOSYS)]
-    if not processes:
+    numbers = {int(call[machine]) for call in CALLS.values() if call[machine] != "-"}
+    if processes:
+        numbers |= {_CLONE[machine], *_PROCESS_CALLS[machine]}
+    else:
         program += [
-            (_EQUAL, 0, 3, _CLONE[machine]),
+            (_EQUAL, 0, 4, _CLONE[machine]),
             (_LOAD, 0, 0, _AT_FIRST_ARGUMENT),
             (_ANY_BIT, 0, 1, _CLONE_THREAD),
             (_RETURN, 0, 0, _ALLOW),
+            (_RETURN, 0, 0, _FAIL | _EPERM),
+        ]
+    for first, last in _ranges(numbers):
+        program += [
+            (_AT_LEAST, 3, 0, last + 1),
+            (_AT_LEAST, 1, 0, first),
+            (_RETURN, 0, 0, _FAIL | _EPERM),
+            (_RETURN, 0, 0, _ALLOW),
         ]
     return [*program, (_RETURN, 0, 0, _FAIL | _EPERM)]
+
+
+def _ranges(numbers: set[int]) -> list[tuple[int, int]]:
+    """Returns runs of numbers, first and last, in order: the kernel tries a filter on every one."""
+    firsts = sorted(n for n in numbers if n - 1 not in numbers)
+    lasts = sorted(n for n in numbers if n + 1 not in numbers)
+    return list(zip(firsts, lasts, strict=True))
+
+
+@functools.cache
+def filter_code(*, processes: bool) -> bytes:
+    """Returns the filter for this machine as the kernel takes it.
+
+    Raises:
+        OSError: If the numbers of this machine are not known.
+    """
+    program = filter_program(os.uname().machine, processes=processes)
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
 
 
 def install(*, processes: bool) -> None:
@@ -133,13 +161,9 @@ def install(*, processes: bool) -> None:
     Raises:
         OSError: If the kernel takes no filter, or the machine is not known.
     """
-    machine = os.uname().machine
-    program = filter_program(machine, processes=processes)
-    code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+    code = filter_code(processes=processes)
     held = ctypes.create_string_buffer(code, len(code))
-    header = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(held))
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.argtypes = [ctypes.c_long, ctypes.c_uint, ctypes.c_uint, ctypes.c_char_p]
-    if libc.syscall(_SECCOMP[machine], _SET_MODE_FILTER, 0, header) != 0:
+    header = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(held))
+    if _libc.syscall(_SECCOMP[os.uname().machine], _SET_MODE_FILTER, 0, header) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"seccomp: {os.strerror(number)}")

@@ -1,15 +1,18 @@
-"""The fork-server inside the isolation: a warm interpreter that forks lanes, which fork snippets.
+"""The fork-server inside the isolation: warm interpreters that fork lanes, which fork snippets.
 
-The warm interpreter imports what snippets usually import, once, and serves no snippet itself. For
-every descriptor that it is sent it forks a lane, which shares its memory. A lane runs one snippet
+A fork costs the more the more memory it shares, so there is a chain of interpreters: the first has
+imported nothing, and each forks the next, which imports one more of the modules that snippets
+usually import. They serve no snippet themselves. Each is sent descriptors, passes on those that are
+for a warmer one, and for the others forks a lane, which shares its memory. A lane runs one snippet
 at a time, each in a fresh child, so a lane that dies costs one snippet, and lanes that wait for
 hanging snippets hold up no others.
 
 It is passed as text to a bare interpreter, so it knows only the standard library and the modules
-passed with it. Descriptor 0 is the connection with the parent: in the warm interpreter it brings
-descriptors, in a lane length-prefixed JSON requests, answered in kind. Children hold neither.
+passed with it. Descriptor 0 is the connection with the parent: to the first interpreter it brings
+descriptors, to a lane length-prefixed JSON requests, answered in kind. Children hold neither.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -20,7 +23,16 @@ import struct
 import sys
 from typing import Any, NoReturn
 
-from stages.execution._child import CLONE_NEWPID, NOTE_FD, check, isolate, libc, run_snippet
+from stages.execution._child import (
+    CLONE_NEWPID,
+    NOTE_FD,
+    check,
+    isolate,
+    libc,
+    run_snippet,
+    size_bytes,
+)
+from stages.execution._seccomp import filter_code
 from stages.execution._watch import watch
 
 _MNT_DETACH = 2
@@ -47,21 +59,46 @@ def main(settings: dict[str, Any]) -> None:
         libc.umount2(b"/proc/sys", _MNT_DETACH)
     _lock_keyring()
     sys.path[:] = ["", *sys.path, *settings["path"]]
-    missing = [name for name in settings["preload"] if not _is_warm(name)]
+    with contextlib.suppress(OSError):  # a machine it knows no numbers of: told by the first child
+        filter_code(processes=settings["limits"]["child_processes"])
+    # Lanes and warmer interpreters are nobody's business once they have ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    control = socket.socket(fileno=os.dup(0))
+    for name in settings["preload"]:
+        ours, theirs = socket.socketpair()
+        if os.fork() != 0:
+            theirs.close()
+            _serve(control, ours, settings)  # never returns
+        ours.close()
+        control.close()
+        control = theirs
+        if not _is_warm(name):
+            _answer({"missing": [name]})
+            os._exit(1)
+    _answer({"missing": []})
+    _serve(control, None, settings)
+
+
+def _serve(
+    control: socket.socket, warmer: socket.socket | None, settings: dict[str, Any]
+) -> NoReturn:
+    """Forks a lane for every descriptor that comes with a 0; passes others on, counted down."""
     gc.collect()
     gc.freeze()  # leaves the pages of old objects unwritten, so that forks share them
-    # Lanes are nobody's business once they have ended.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    _answer({"ready": True, "missing": missing})
-    with socket.socket(fileno=os.dup(0)) as control:
-        while True:
-            sent, lanes, _, _ = socket.recv_fds(control, 1, 1)
-            if not sent:
-                break
-            if os.fork() == 0:
-                control.close()
-                _become_lane(lanes[0], settings)
-            os.close(lanes[0])
+    while True:
+        sent, lanes, _, _ = socket.recv_fds(control, 1, 1)
+        if not sent:
+            os._exit(0)
+        if warmer is not None and sent[0] > 0:
+            # Where the warmer one has died this fails, and the lane's connection ends unanswered:
+            # the parent starts another chain.
+            socket.send_fds(warmer, [bytes([sent[0] - 1])], lanes)
+        elif os.fork() == 0:
+            control.close()
+            if warmer is not None:
+                warmer.close()
+            _become_lane(lanes[0], settings)
+        os.close(lanes[0])
 
 
 def _is_warm(name: str) -> bool:
@@ -90,12 +127,14 @@ def _become_lane(connection: int, settings: dict[str, Any]) -> NoReturn:
             os.dup2(connection, target)
         os.close(connection)
         own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
+        base_bytes = size_bytes()
+        _answer({"ready": True})
         while (header := _read_exactly(4)) is not None:
             request = _read_exactly(struct.unpack("!I", header)[0])
             if request is None:
                 break
             try:
-                _answer(_fork_snippet(json.loads(request), settings, own_pids))
+                _answer(_fork_snippet(json.loads(request), settings, own_pids, base_bytes))
             except OSError as error:
                 # A half-made child may be left: end, and let the parent start a fresh lane.
                 os.write(2, f"cannot fork a snippet: {error}\n".encode())
@@ -105,7 +144,7 @@ def _become_lane(connection: int, settings: dict[str, Any]) -> NoReturn:
 
 
 def _fork_snippet(
-    request: dict[str, Any], settings: dict[str, Any], own_pids: int
+    request: dict[str, Any], settings: dict[str, Any], own_pids: int, base_bytes: int
 ) -> dict[str, Any]:
     pipes = [os.pipe() for _ in range(3)]
     # The next child is the first process of a new pid namespace: its end is the end of all its
@@ -113,7 +152,7 @@ def _fork_snippet(
     check(libc.unshare(CLONE_NEWPID), "unshare")
     pid = os.fork()
     if pid == 0:
-        _become_snippet(request, settings, [write for _, write in pipes])
+        _become_snippet(request, settings, [write for _, write in pipes], base_bytes)
     check(libc.setns(own_pids, CLONE_NEWPID), "setns")
     for _, write in pipes:
         os.close(write)
@@ -121,7 +160,9 @@ def _fork_snippet(
     return watch(pid, out, err, note, settings["limits"])
 
 
-def _become_snippet(request: dict[str, Any], settings: dict[str, Any], ends: list[int]) -> NoReturn:
+def _become_snippet(
+    request: dict[str, Any], settings: dict[str, Any], ends: list[int], base_bytes: int
+) -> NoReturn:
     try:
         nothing = os.open("/dev/null", os.O_RDONLY)
         # Lifted out of the way first: dup2 would overwrite the ones that are still needed.
@@ -130,7 +171,7 @@ def _become_snippet(request: dict[str, Any], settings: dict[str, Any], ends: lis
             os.dup2(fd, target)
         os.closerange(NOTE_FD + 1, 1 << 20)
         try:
-            isolate(settings["limits"], settings["drop_to"])
+            isolate(settings["limits"], settings["drop_to"], base_bytes)
         except (OSError, ValueError) as error:
             os.write(NOTE_FD, f"E {error}".encode())
         else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -49,14 +50,29 @@ class Zygote:
         self._bwrap = bwrap
         self._config = config
         self.limits = limits_of(config)
+        packages = [name.partition(".")[0] for name in config.preload]
+        self._names = [re.compile(rf"\b{re.escape(name)}\b") for name in packages]
         self._lock = threading.Lock()
         self._running: _Running | None = None
         # The kernel ends what a thread has started when that thread ends: this one stays.
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
         weakref.finalize(self, self._keeper.shutdown, wait=False)
 
-    def lane(self) -> socket.socket:
+    def warmth_for(self, cells: Sequence[str]) -> int:
+        """Returns how many of the preloaded modules are imported where some code is to run.
+
+        As few as serve it, since a fork costs the more the more is imported: all up to the last
+        that its text names. A module that it imports beyond these costs only the time.
+        """
+        text = "\n".join(cells)
+        named = (k for k, name in enumerate(self._names, 1) if name.search(text))
+        return max(named, default=0)
+
+    def lane(self, warmth: int) -> socket.socket:
         """Has a lane forked; returns the connection with it.
+
+        Args:
+            warmth: How many of the preloaded modules it has imported.
 
         Raises:
             ExecutorError: If code cannot be isolated here.
@@ -65,18 +81,13 @@ class Zygote:
             for attempt in range(_START_ATTEMPTS):
                 if self._running is None:
                     self._running = self._keeper.submit(self._started).result()
-                ours, theirs = socket.socketpair()
-                with theirs:
-                    try:
-                        socket.send_fds(self._running.control, [b"L"], [theirs.fileno()])
-                    except OSError as error:  # it has died
-                        ours.close()
-                        reason = self._running.last_words() or str(error)
-                        self._stop()
-                        if attempt == _START_ATTEMPTS - 1:
-                            raise ExecutorError(what_is_missing(reason)) from error
-                    else:
-                        return ours
+                try:
+                    return self._running.forked_lane(warmth)
+                except (OSError, _EndedError) as error:  # it has died
+                    reason = self._running.last_words() or str(error)
+                    self._stop()
+                    if attempt == _START_ATTEMPTS - 1:
+                        raise ExecutorError(what_is_missing(reason)) from error
         raise AssertionError("unreachable")
 
     def close(self) -> None:
@@ -145,6 +156,18 @@ class _Running:
             )
         self._end = weakref.finalize(self, _end, self._process, self.control, self._log)
 
+    def forked_lane(self, warmth: int) -> socket.socket:
+        """Returns the connection with a lane that lives."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                socket.send_fds(self.control, [bytes([warmth])], [theirs.fileno()])
+            _receive(ours, _START_TIME_S)
+        except (OSError, _EndedError):
+            ours.close()
+            raise
+        return ours
+
     def last_words(self) -> str:
         """Returns the last line that was written as an error; empty if there is none."""
         # By position: the processes inside write through the same open file.
@@ -172,35 +195,36 @@ class Lane:
         limits = zygote.limits
         most_s = limits["wall_time_s"] * _watch.MOST_WALL_TIMES
         self._answer_time_s = most_s + _watch.SETUP_TIME_S + _GRACE_S
-        self._connection: socket.socket | None = None
+        self._connections: dict[int, socket.socket] = {}
 
     def __enter__(self) -> "Lane":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        for warmth in list(self._connections):
+            self._close(warmth)
 
     def run(self, cells: Sequence[str]) -> Outcome:
         """Runs the last cell on the state that those before it leave."""
         refusal = refusal_of(cells)
         if refusal is not None:
             return refusal
-        if self._connection is None:
-            self._connection = self._zygote.lane()
+        warmth = self._zygote.warmth_for(cells)
+        connection = self._connections.get(warmth)
+        if connection is None:
+            connection = self._connections[warmth] = self._zygote.lane(warmth)
         try:
             payload = json.dumps({"cells": list(cells)}).encode()
-            self._connection.settimeout(self._answer_time_s)
-            self._connection.sendall(struct.pack("!I", len(payload)) + payload)
-            return Outcome(**_receive(self._connection, self._answer_time_s))
+            connection.settimeout(self._answer_time_s)
+            connection.sendall(struct.pack("!I", len(payload)) + payload)
+            return Outcome(**_receive(connection, self._answer_time_s))
         except (OSError, _EndedError) as error:
             reason = str(error)
-            self._close()
+            self._close(warmth)
             return Outcome(ExecutionStatus.INFRASTRUCTURE, stderr=f"sandbox: {reason}")
 
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
+    def _close(self, warmth: int) -> None:
+        self._connections.pop(warmth).close()
 
 
 def _receive(connection: socket.socket, patience_s: float) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 How. With the first snippet one process is started through bwrap: an empty read-only root with only
 what Python needs bound read-only, no environment, fresh network, process, IPC and host-name
-namespaces. Inside it an interpreter imports the preloaded modules once and forks lanes, up to
-eight for each worker; a lane forks a child for each snippet (`_supervisor.py`). The child is the
-first process of its own process namespace, so that its end ends all its descendants; it moves into
-its own user, mount and IPC namespaces, mounts a small tmpfs on /tmp, covers /proc, gives up all
-capabilities and the making of further user namespaces, sets its resource limits, and at last
-filters its system calls by a list of those allowed (`_seccomp.py`). Started by root, it first
-becomes a user of a high number that owns nothing: inside a user namespace that maps root, root
-would stay root to the kernel. Two parties outside the child enforce the wall time: its lane, and
+namespaces. Inside it a chain of interpreters imports the preloaded modules once, each one module
+more than that before, and forks lanes, up to eight for each worker; a lane forks a child for each
+snippet, from the least warm interpreter that has what the snippet names (`_supervisor.py`). The
+child is the first process of its own process namespace, so that its end ends all its descendants;
+it moves into its own user, mount and IPC namespaces, mounts a small tmpfs on /tmp, covers /proc,
+gives up all capabilities and the making of further user namespaces, sets its resource limits, and
+at last filters its system calls by a list of those allowed (`_seccomp.py`). Started by root, it
+first becomes a user of a high number that owns nothing: inside a user namespace that maps root,
+root would stay root to the kernel. Two parties outside the child enforce the wall time: its lane, and
 beyond it this process. A snippet that takes long gives way to those that have just begun, and the
 time in which it waits for a processor is not counted.
 
