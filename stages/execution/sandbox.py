@@ -10,9 +10,9 @@ it moves into its own user, mount and IPC namespaces, mounts a small tmpfs on /t
 gives up all capabilities and the making of further user namespaces, sets its resource limits, and
 at last filters its system calls by a list of those allowed (`_seccomp.py`). Started by root, it
 first becomes a user of a high number that owns nothing: inside a user namespace that maps root,
-root would stay root to the kernel. Two parties outside the child enforce the wall time: its lane, and
-beyond it this process. A snippet that takes long gives way to those that have just begun, and the
-time in which it waits for a processor is not counted.
+root would stay root to the kernel. Two parties outside the child enforce the wall time: its lane,
+and beyond it this process. A snippet that takes long gives way to those that have just begun, and
+the time in which it waits for a processor is not counted.
 
 What it protects. Snippets reach no network and no file but the interpreter, the standard library,
 installed packages, /usr and the folder that they are given; they see no process, environment, file
