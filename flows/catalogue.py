@@ -69,6 +69,7 @@ STAGES: dict[str, StageSpec] = {
             "stages.execution",
             "stages.execution._supervisor",
             "stages.execution._child",
+            "stages.execution._cells",
             "stages.execution._seccomp",
             "stages.execution._watch",
             "stages.execution._unisolated",

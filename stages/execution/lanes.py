@@ -18,7 +18,7 @@ from typing import IO, Any
 from schemas.config import ExecutionConfig
 from schemas.errors import ExecutorError
 from schemas.tables import ExecutionStatus
-from stages.execution import _child, _seccomp, _supervisor, _watch
+from stages.execution import _cells, _child, _seccomp, _supervisor, _watch
 from stages.execution.bubblewrap import (
     bwrap_arguments,
     interpreter_path,
@@ -29,7 +29,7 @@ from stages.execution.bubblewrap import (
 from stages.execution.protocol import Outcome, refusal_of
 from stages.execution.runtime import interpreter_command, limits_of, sources_of
 
-_MODULES = sources_of(_seccomp, _child, _watch, _supervisor)
+_MODULES = sources_of(_cells, _seccomp, _child, _watch, _supervisor)
 _START_TIME_S = 60.0
 _START_ATTEMPTS = 2
 _GRACE_S = 10.0

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import polars as pl
 
 from schemas.config import ExecutionConfig
-from stages.execution import _child, _seccomp, _unisolated, _watch
+from stages.execution import _cells, _child, _seccomp, _unisolated, _watch
 from stages.execution.protocol import Outcome, cells_of, outcome_frame, refusal_of
 from stages.execution.runtime import (
     ENVIRONMENT,
@@ -25,7 +25,7 @@ from stages.execution.runtime import (
     sources_of,
 )
 
-_MODULES = sources_of(_seccomp, _child, _unisolated)
+_MODULES = sources_of(_cells, _seccomp, _child, _unisolated)
 
 
 class UnsafeLocalExecutor:

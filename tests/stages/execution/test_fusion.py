@@ -1,5 +1,6 @@
 """The client of a SandboxFusion server, against a server that really executes what it is sent."""
 
+import contextlib
 import http.server
 import json
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from schemas.errors import ExecutorError
 from stages.execution import make_executor
 from stages.execution.sandbox_fusion import FusionExecutor
-from tests.stages.execution.frames import config_with, run_one, snippet_frame
+from tests.stages.execution.frames import config_with, isolated, run_one, snippet_frame
 
 Answer = dict[str, Any]
 
@@ -175,3 +176,79 @@ def test_a_server_that_does_not_answer_is_refused_at_once() -> None:
 def test_an_address_is_needed() -> None:
     with pytest.raises(ExecutorError, match=r"execution\.fusion_url is not set"):
         make_executor(config_with(backend="sandbox_fusion"))
+
+
+@pytest.mark.parametrize(
+    ("code", "stdout"),
+    [("1 + 1", "2\n"), ("print(3); 1 + 1", "3\n"), ("input", "<built-in function input>\n")],
+)
+def test_a_last_value_is_shown_as_by_the_sandbox(server: Server, code: str, stdout: str) -> None:
+    assert run_one(executor_at(server), code)["stdout"] == stdout
+    assert run_one(executor_at(server, show_last_value=False), "1 + 1")["stdout"] == ""
+
+
+def test_the_same_random_numbers_as_in_the_sandbox(server: Server) -> None:
+    code = "import random, numpy; print(random.random(), numpy.random.random())"
+    assert run_one(executor_at(server), code)["stdout"] == run_one(isolated(), code)["stdout"]
+
+
+def test_a_traceback_is_that_of_the_snippet(server: Server) -> None:
+    stderr = str(run_one(executor_at(server), "def f():\n    1/0\nf()")["stderr"])
+    assert stderr.splitlines()[1] == '  File "<snippet>", line 3, in <module>'
+    assert stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_a_memory_error_is_told_from_others(server: Server) -> None:
+    executor = executor_at(server)
+    assert run_one(executor, "bytearray(1 << 60)")["status"] == "memory"
+    assert run_one(executor, "raise RuntimeError('MemoryError')")["status"] == "error"
+    assert run_one(executor, "import sys; print('MemoryError', file=sys.stderr)")["status"] == "ok"
+
+
+def answer_with(content: bytes, *, drip_s: float = 0.0) -> Callable[..., bool]:
+    """Returns a fault that sends some content, in pieces if it is to drip."""
+
+    def send(handler: http.server.BaseHTTPRequestHandler) -> bool:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # the client has hung up
+            for start in range(0, len(content), 1 << 20 if drip_s == 0 else 1):
+                handler.wfile.write(content[start : start + (1 << 20 if drip_s == 0 else 1)])
+                time.sleep(drip_s)
+        handler.close_connection = True
+        return True
+
+    return send
+
+
+def test_an_endless_answer_is_not_read_to_its_end(server: Server) -> None:
+    executor = executor_at(server, output_kib=1)
+    server.faults = [answer_with(b'{"status": "' + b"x" * (64 << 20))]
+    assert run_one(executor, "print(1)")["status"] == "output_limit"
+
+
+def test_an_answer_that_drips_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.execution.sandbox_fusion._GRACE_S", 0.5)
+    executor = executor_at(server, wall_time_s=1.0)
+    server.faults = [answer_with(b"{" * 100, drip_s=0.2)]
+    started = time.monotonic()
+    assert run_one(executor, "print(1)")["status"] == "infrastructure"
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"null", b"{}", b'{"run_result": 3}', b'{"run_result": {"stdout": 3}}',
+     b'{"status": "Success", "run_result": {"status": "Finished", "return_code": "x"}}',
+     b'{"status": "Success", "run_result": {"status": "Finished", "stdout": "1"}}',
+     b'{"status": "SandboxError", "message": "full"}',
+     b'{"status": "Success", "run_result": {"status": "Finished", "return_code": 0,'
+     b' "stdout": "1", "stderr": null, "execution_time": "x"}}'],
+)  # fmt: skip
+def test_an_answer_of_another_make_is_no_wrong_answer(server: Server, content: bytes) -> None:
+    executor = executor_at(server)
+    server.faults = [answer_with(content)]
+    row = run_one(executor, "print(1)")
+    assert row["status"] == "infrastructure"
+    assert server.url in str(row["stderr"])
