@@ -70,6 +70,7 @@ STAGES: dict[str, StageSpec] = {
             "stages.execution._supervisor",
             "stages.execution._child",
             "stages.execution._cells",
+            "stages.execution._outputs",
             "stages.execution._seccomp",
             "stages.execution._watch",
             "stages.execution._unisolated",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from flows import cli_inspect, cli_ledger, cli_rerun, cli_train
+from flows import cli_estimators, cli_inspect, cli_ledger, cli_rerun, cli_train
 from schemas.errors import TurnledgerError
 
 HELP = """Trains language models that reason over several turns with a code tool (GTPO), as
@@ -32,7 +32,13 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_rerun.rerun,
         cli_rerun.evaluate,
     ),
-    "Tables": (cli_inspect.runs, cli_inspect.show, cli_inspect.diff, cli_ledger.lineage),
+    "Tables": (
+        cli_inspect.runs,
+        cli_inspect.show,
+        cli_inspect.diff,
+        cli_estimators.compare_estimators,
+        cli_ledger.lineage,
+    ),
     "Store": (cli_ledger.drop, cli_ledger.gc, cli_ledger.export, cli_ledger.import_run),
 }
 NAMES: dict[Callable[..., None], str] = {cli_ledger.import_run: "import"}

@@ -3,7 +3,7 @@
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -113,15 +113,18 @@ def chosen_run(store: "Store", run: str | None) -> str:
 
 def as_toml(config: "RunConfig") -> str:
     """Writes settings as TOML; a null is a comment, as TOML has none."""
-    lines = []
-    values = config.model_dump(mode="json")
-    scalars = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    return "\n".join(_toml_lines(config.model_dump(mode="json"), ""))
+
+
+def _toml_lines(values: dict[str, Any], name: str) -> list[str]:
     sections = {key: value for key, value in values.items() if isinstance(value, dict)}
-    for name, section in {"": scalars, **sections}.items():
-        lines += [f"\n[{name}]"] if name else []
-        for key, value in section.items():
+    lines = [f"\n[{name}]"] if name and len(sections) < len(values) else []
+    for key, value in values.items():
+        if key not in sections:
             lines.append(f"# {key} is unset" if value is None else f"{key} = {json.dumps(value)}")
-    return "\n".join(lines)
+    for key, section in sections.items():
+        lines += _toml_lines(section, f"{name}.{key}" if name else key)
+    return lines
 
 
 def write_frame(frame: "pl.DataFrame", path: Path) -> None:

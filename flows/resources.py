@@ -54,6 +54,17 @@ def executor_of(config: ExecutionConfig) -> Executor:
         return _executor(config)
 
 
+def try_executor(config: ExecutionConfig) -> None:
+    """Makes the executor of a run before its first stage.
+
+    Raises:
+        ExecutorError: If it cannot be used.
+    """
+    if config.backend == "unsafe_local":
+        _executor.cache_clear()  # it warns when it is made, which is to be seen on every run
+    executor_of(config)
+
+
 @lru_cache(maxsize=2)
 def _engine(store: str, policy: CheckpointRef, device: str) -> tuple[TransformersEngine, Dialogue]:
     model, tokenizer = load_policy(open_store(store).path(policy), device=device)

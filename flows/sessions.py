@@ -57,10 +57,10 @@ def check_inputs(
     contents(place, config, reads)
     _check_device(config.compute.device)
     if runs_code:
-        from flows.resources import executor_of
+        from flows.resources import try_executor
 
         readable_files(config.execution)
-        executor_of(config.execution)
+        try_executor(config.execution)
 
 
 def _check_device(device: str) -> None:

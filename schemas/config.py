@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from schemas.errors import ConfigError
+from schemas.reward_components import RewardComponents
 
 
 class Section(BaseModel):
@@ -91,30 +92,38 @@ class ExecutionConfig(Section):
     isolation: only for code that you trust."""
     workers: int = Field(2, ge=1)
     """Snippets that compute beside each other; more are in flight while these wait."""
-    wall_time_s: float = Field(5.0, gt=0)
+    wall_time_s: float = Field(5.0, ge=0.05, le=86_400)
     """Waiting for a processor that others use does not count."""
-    cpu_time_s: int = Field(5, ge=1)
-    memory_mib: int = Field(512, ge=64)
+    cpu_time_s: int = Field(5, ge=1, le=86_400)
+    memory_mib: int = Field(512, ge=64, le=2**20)
     """On top of the interpreter with its preloaded modules."""
-    output_kib: int = Field(64, ge=1)
-    file_size_mib: int = Field(16, ge=0)
-    threads: int = Field(32, ge=1)
+    output_kib: int = Field(64, ge=1, le=2**20)
+    file_size_mib: int = Field(16, ge=0, le=2**20)
+    threads: int = Field(32, ge=1, le=4096)
     """Threads that one snippet may have; with `child_processes` its processes count too."""
     child_processes: bool = False
     """Whether a snippet may start processes. Each then has `memory_mib` for itself."""
-    preload: tuple[str, ...] = Field(("numpy", "sympy"), max_length=64)
+    preload: tuple[Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*$")], ...] = Field(
+        ("numpy", "sympy"), max_length=64
+    )
     """Modules that are imported once, before any snippet runs. A snippet finds imported all up to
     the last that its text names: name the lighter and more usual ones first."""
     show_last_value: bool = True
     """Whether the value of a last expression is shown if nothing was printed, as notebooks do."""
     state: Literal["fresh", "replayed"] = "fresh"
     """`replayed` runs the code of earlier turns again first, so that a turn finds their state."""
-    files_path: str | None = None
-    """Folder that snippets can read as /files."""
+    files_path: str | None = Field(None, min_length=1)
+    """Folder that snippets of the sandbox can read as /files."""
     fusion_url: str | None = None
     """Address of a SandboxFusion server, such as http://sandbox:8080."""
     observation_chars: int = Field(256, ge=16)
     """Longest observation shown to the policy; the middle of a longer one is cut out."""
+
+    @model_validator(mode="after")
+    def _files_need_the_sandbox(self) -> "ExecutionConfig":
+        if self.files_path is not None and self.backend != "sandbox":
+            raise ValueError(f"files_path is only there for backend sandbox, not {self.backend}")
+        return self
 
 
 class TurnRewardsConfig(Section):
@@ -125,6 +134,8 @@ class TurnRewardsConfig(Section):
     syntax_error_is_invalid: bool = True
     """Whether code that is no Python counts as an invalid call (open in the paper)."""
     grading_time_s: float = Field(5.0, gt=0)
+    components: RewardComponents = RewardComponents()
+    """Optional further components, by default worth nothing."""
 
 
 class SimilarityConfig(Section):
@@ -142,12 +153,30 @@ class SimilarityConfig(Section):
 class AdvantagesConfig(Section):
     """Credit of a turn."""
 
-    estimator: Literal["gtpo", "grpo"] = "gtpo"
+    estimator: Literal[
+        "gtpo",
+        "grpo",
+        "dr_grpo",
+        "rloo",
+        "reinforce_pp",
+        "reinforce_pp_baseline",
+        "mt_grpo",
+        "gigpo",
+    ] = "gtpo"
     gamma: float = Field(0.9, ge=0, le=1)
+    """Discount of a turn, for GTPO, REINFORCE++ and GiGPO."""
     normalise: Literal["group", "batch", "turn_index"] = "group"
     """Set over which GTPO takes mean and standard deviation of the returns."""
-    groups_without_outcome_variance: Literal["drop", "keep"] = "drop"
-    """Groups that are all right or all wrong: the paper does not say; noise if kept."""
+    baseline: Literal["mean", "leave_one_out", "length"] = "mean"
+    """What GTPO subtracts: the mean of the set, that of the other trajectories, or the mean moved
+    along the slope in the turn count. The paper takes the mean."""
+    scale: Literal["std", "none"] = "std"
+    """What GTPO divides by; the paper takes the standard deviation."""
+    turn_weight: float = Field(1.0, ge=0)
+    """Weight of the turn's part: lambda of MT-GRPO, omega of GiGPO."""
+    groups_without_outcome_variance: Literal["drop", "keep", "scale"] = "drop"
+    """Groups that are all right or all wrong: the paper does not say; noise if kept. `scale`
+    divides by the standard deviation of the batch in place of their own."""
 
 
 class OptimisationConfig(Section):

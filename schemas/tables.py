@@ -15,6 +15,8 @@ from enum import StrEnum
 import dataframely as dy
 import polars as pl
 
+from schemas.reward_components import COMPONENTS
+
 GROUP_KEY = ("task_id",)
 TRAJECTORY_KEY = ("task_id", "sample_index")
 TURN_KEY = ("task_id", "sample_index", "turn_index")
@@ -198,6 +200,8 @@ class TurnRewards(dy.Schema):
     )
     format = dy.Float64(max=0, metadata={"doc": "Penalty of an invalid tool call, or 0."})
     no_tool = dy.Float64(max=0, metadata={"doc": "Penalty of a first turn without call, or 0."})
+    # A column for each component that is registered: the body of a class is a dictionary.
+    vars().update({name: dy.Float64(metadata={"doc": doc}) for name, doc in COMPONENTS.items()})
     total = dy.Float64(
         nullable=True,
         metadata={"doc": "Turn reward r, the sum of the components; null if excluded."},
@@ -209,6 +213,11 @@ class TurnRewards(dy.Schema):
     grpo_reward = dy.Float64(
         nullable=True,
         metadata={"doc": "min(accuracy, format), both 0 or 1, of the whole trajectory."},
+    )
+    state = dy.Int32(
+        nullable=True,
+        min=0,
+        metadata={"doc": "Number within the group of what the environment has shown before."},
     )
     excluded = _category(Excluded, "Why the turn is left out; null if it counts.", nullable=True)
 
@@ -237,6 +246,7 @@ class ShapedRewards(dy.Schema):
     )
     outcome = dy.Float64(nullable=True, metadata={"doc": "As in turn_rewards."})
     grpo_reward = dy.Float64(nullable=True, metadata={"doc": "As in turn_rewards."})
+    state = dy.Int32(nullable=True, min=0, metadata={"doc": "As in turn_rewards."})
     excluded = _category(Excluded, "Why the turn is left out; null if it counts.", nullable=True)
 
 
@@ -253,13 +263,27 @@ class Advantages(dy.Schema):
         alias="return", nullable=True, metadata={"doc": "Discounted return; null if excluded."}
     )
     baseline = dy.Float64(nullable=True, metadata={"doc": "What was subtracted; null if excluded."})
-    scale = dy.Float64(nullable=True, metadata={"doc": "Divisor; null if excluded."})
+    scale = dy.Float64(
+        nullable=True, metadata={"doc": "Divisor; null if excluded, or if returns do not vary."}
+    )
+    turn_advantage = dy.Float64(
+        nullable=True,
+        metadata={"doc": "Second part, of MT-GRPO and GiGPO; null without, or if it cannot vary."},
+    )
+    turn_weight = dy.Float64(nullable=True, metadata={"doc": "Weight of the second part."})
     advantage = dy.Float64(
-        nullable=True, metadata={"doc": "(return - baseline) / scale; null if excluded."}
+        nullable=True,
+        metadata={
+            "doc": "(return - baseline) / scale, plus turn_weight * turn_advantage; a part that "
+            "is null counts 0. Null if excluded."
+        },
     )
     estimator = dy.String(metadata={"doc": "Name of the estimator."})
     gamma = dy.Float64(metadata={"doc": "Discount of the return."})
     normalise = dy.String(metadata={"doc": "Set over which baseline and scale were taken."})
+    outcomes_equal = dy.Bool(
+        nullable=True, metadata={"doc": "Whether all of the group that counts is right, or wrong."}
+    )
     excluded = _category(Excluded, "Why the turn is left out; null if it counts.", nullable=True)
 
 
@@ -350,9 +374,9 @@ TABLES: dict[str, Table] = {
     "prompts": Table(schema=Prompts, version=1),
     "turns": Table(schema=Turns, version=1),
     "executions": Table(schema=Executions, version=1),
-    "turn_rewards": Table(schema=TurnRewards, version=1),
-    "shaped_rewards": Table(schema=ShapedRewards, version=1),
-    "advantages": Table(schema=Advantages, version=1),
+    "turn_rewards": Table(schema=TurnRewards, version=2),
+    "shaped_rewards": Table(schema=ShapedRewards, version=2),
+    "advantages": Table(schema=Advantages, version=2),
     "updates": Table(schema=Updates, version=1),
     "evaluations": Table(schema=Evaluations, version=1),
     "demonstrations": Table(schema=Demonstrations, version=1),

@@ -17,8 +17,30 @@ Upgrade = Callable[[pl.LazyFrame], pl.LazyFrame]
 It must treat every row for itself: a file may be read in parts.
 """
 
-UPGRADES: dict[str, dict[int, Upgrade]] = {}
-"""Table name to version n to the step from n to n + 1. All tables are at version 1 today."""
+
+def _with_nulls(**columns: pl.DataType) -> Upgrade:
+    """Returns a step that adds columns of which older rows know nothing."""
+    return lambda rows: rows.with_columns(
+        pl.lit(None, dtype).alias(name) for name, dtype in columns.items()
+    )
+
+
+UPGRADES: dict[str, dict[int, Upgrade]] = {
+    "turn_rewards": {
+        1: lambda rows: _with_nulls(state=pl.Int32())(rows).with_columns(
+            # They were no part of the total then: worth nothing.
+            pl.lit(0.0).alias(name)
+            for name in ("execution_error", "void_turn", "overlong")
+        )
+    },
+    "shaped_rewards": {1: _with_nulls(state=pl.Int32())},
+    "advantages": {
+        1: _with_nulls(
+            turn_advantage=pl.Float64(), turn_weight=pl.Float64(), outcomes_equal=pl.Boolean()
+        )
+    },
+}
+"""Table name to version n to the step from n to n + 1."""
 
 
 def missing_upgrades(table: str) -> list[int]:

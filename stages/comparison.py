@@ -297,10 +297,10 @@ def _summary_of(numbered: pl.DataFrame) -> pl.DataFrame:
     for letter in ("a", "b"):
         graded = numbered.filter(pl.col(f"outcome_{letter}").is_in(_GRADED))
         cell = ["task", f"outcome_{letter}"]
-        slopes = _slope_within(graded, f"turns_{letter}", letter, cell)
+        slopes = slope_within(graded, f"turns_{letter}", letter, cell)
         summary = _with_column(summary, f"turn_count_bias_{letter}", slopes)
     for letter in ("a", "b"):
-        slopes = _slope_within(numbered, "turn_index", letter, ["trajectory"])
+        slopes = slope_within(numbered, "turn_index", letter, ["trajectory"])
         summary = _with_column(summary, f"turn_index_bias_{letter}", slopes)
     return summary.sort("by")
 
@@ -310,7 +310,7 @@ def _with_column(summary: pl.DataFrame, name: str, slopes: pl.DataFrame) -> pl.D
     return summary.join(named, on="by", how="left", nulls_equal=True)
 
 
-def _slope_within(numbered: pl.DataFrame, x: str, y: str, cell: list[str]) -> pl.DataFrame:
+def slope_within(numbered: pl.DataFrame, x: str, y: str, cell: list[str]) -> pl.DataFrame:
     """Returns `by` and `slope`: of y on whole numbers x by least squares, one intercept a cell.
 
     By sums alone, which a million cells need; those of whole numbers are exact, so that a cell in

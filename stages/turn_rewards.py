@@ -1,9 +1,10 @@
 """Turn rewards (scoring): accuracy on the last turn, penalties of form on the others.
 
-    r_ij = r_acc + r_format                                             arXiv 2511.14846
+    r_ij = r_acc + r_format (+ optional components)                     arXiv 2511.14846
 
 r_acc is 1 on the last turn of a trajectory whose final answer is right, else 0. r_format is the
-penalty of an invalid tool call, on any turn, plus that of a first turn without tool call. Nothing
+penalty of an invalid tool call, on any turn, plus that of a first turn without tool call. Further
+components, each a column, are in `schemas.reward_components`; by default they are worth 0. Nothing
 is paid for form as such or for code that runs, and code that raises is no invalid call: its
 traceback is feedback that the policy may use.
 
@@ -21,6 +22,7 @@ import polars as pl
 
 from schemas.config import TurnRewardsConfig
 from schemas.errors import TurnledgerError
+from schemas.reward_components import COMPONENTS
 from schemas.tables import (
     GROUP_KEY,
     TRAJECTORY_KEY,
@@ -35,6 +37,9 @@ from schemas.tables import (
     Verdict,
 )
 from stages.grading import grade
+
+_TERMS = ("accuracy", "format", "no_tool", *COMPONENTS)
+"""Columns that make up the total."""
 
 
 def score_turns(
@@ -61,26 +66,43 @@ def score_turns(
         TurnledgerError: If a turn's task is not among the prompts, or grading cannot run.
     """
     _require_prompts(turns, prompts)
-    lost = executions.filter(pl.col("status") == ExecutionStatus.INFRASTRUCTURE.value)
-    scored = (
-        turns.select(*TURN_KEY, "code", "answer", "parse_error")
-        .with_columns(
-            is_last=pl.col("turn_index") == pl.col("turn_index").max().over(TRAJECTORY_KEY),
-            invalid=_invalid_call(config),
-        )
-        .join(
-            lost.select(*TRAJECTORY_KEY, excluded=pl.lit(Excluded.INFRASTRUCTURE.value)).unique(),
-            on=TRAJECTORY_KEY,
-            how="left",
-        )
-    )
+    scored = _scored(turns, executions, config)
     rewarded = (
         scored.join(_verdicts(scored, prompts, config), on=TRAJECTORY_KEY, how="left")
         .with_columns(*_components(config))
-        .with_columns(total=pl.col("accuracy") + pl.col("format") + pl.col("no_tool"))
+        .with_columns(total=pl.sum_horizontal(_TERMS, ignore_nulls=False))
     )
     columns = rewarded.select(TurnRewards.column_names()).sort(TURN_KEY)
     return TurnRewards.validate(columns, cast=True)
+
+
+def _scored(
+    turns: pl.DataFrame, executions: pl.DataFrame, config: TurnRewardsConfig
+) -> pl.DataFrame:
+    """Returns what is said of each turn without grading, in the order of the key."""
+    is_lost = pl.col("status") == ExecutionStatus.INFRASTRUCTURE.value
+    # Lazy, so that only the columns that some component uses are taken along.
+    return (
+        turns.lazy()
+        .join(executions.lazy().select(*TURN_KEY, "status", "observation"), on=TURN_KEY, how="left")
+        .sort(TURN_KEY)
+        .with_columns(
+            is_last=pl.col("turn_index") == pl.col("turn_index").max().over(TRAJECTORY_KEY),
+            invalid=_invalid_call(config),
+            tokens=pl.col("token_ids").list.len().cast(pl.Int64),
+            state=_states(),
+            excluded=pl.when(is_lost.any().over(TRAJECTORY_KEY)).then(
+                pl.lit(Excluded.INFRASTRUCTURE.value)
+            ),
+        )
+        .with_columns(trajectory_tokens=pl.col("tokens").sum().over(TRAJECTORY_KEY))
+        .with_columns(config.components.rewards())
+        .select(
+            *(*TURN_KEY, "code", "answer", "is_last", "invalid", "excluded", "state"),
+            *COMPONENTS,
+        )
+        .collect()
+    )
 
 
 def _require_prompts(turns: pl.DataFrame, prompts: pl.DataFrame) -> None:
@@ -97,6 +119,20 @@ def _invalid_call(config: TurnRewardsConfig) -> pl.Expr:
     if config.syntax_error_is_invalid:
         invalid.append(ParseError.SYNTAX_ERROR.value)
     return pl.col("parse_error").cast(pl.String).is_in(invalid).fill_null(False)
+
+
+def _states() -> pl.Expr:
+    """Numbers within its group what the environment has shown before a turn, for sorted turns.
+
+    The number is the place of the first turn of the group that saw the same. First turns have
+    seen nothing, so they are all in one state.
+    """
+    # A sum of hashes stands for the history; the index in it tells orders apart. Divided, so that
+    # it does not overflow within 64 turns.
+    shown = pl.struct("turn_index", "observation").hash() // 64
+    history = shown.cum_sum().shift(1, fill_value=0).over(TRAJECTORY_KEY)
+    place = pl.int_range(pl.len()).over(GROUP_KEY)
+    return place.min().over([*GROUP_KEY, history]).cast(pl.Int32)
 
 
 def _verdicts(

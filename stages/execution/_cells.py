@@ -7,6 +7,7 @@ import ast
 import atexit
 import builtins
 import contextlib
+import functools
 import importlib.util
 import io
 import linecache
@@ -20,6 +21,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 _SNIPPET_NAME = "<snippet>"
+_exit = os._exit
+"""As it was: a snippet may bind the name to something else."""
 
 
 def run_cells(
@@ -43,13 +46,16 @@ def run_cells(
     try:
         stdout, raw = _replace_streams()
         sys.argv = [_SNIPPET_NAME]
-        _seed(cells[-1])
         module = types.ModuleType("__main__")
         module.__dict__["__builtins__"] = builtins
         sys.modules["__main__"] = module
         on_ready()
-        for cell in cells[:-1]:
-            _replay(cell, module)
+        if len(cells) > 1:
+            for cell in cells[:-1]:
+                _seed(cell)
+                _replay(cell, module)
+            stdout, raw = _replace_streams()  # they may have closed or changed theirs
+        _seed(cells[-1])
         before = raw.count
 
         def show(value: object) -> None:
@@ -57,8 +63,10 @@ def run_cells(
                 return
             with contextlib.suppress(ValueError):  # the snippet closed it
                 stdout.flush()
-                if raw.count == before:
-                    stdout.write(f"{value!r}\n")
+            if raw.count == before:
+                line = f"{value!r}\n"  # may raise: then that is how the snippet ended
+                with contextlib.suppress(ValueError):
+                    stdout.write(line)
 
         exit_code = _exit_code_of(cells[-1], module, show, on_memory_error)
         threading._shutdown()  # type: ignore[attr-defined]  # joins the threads of the snippet
@@ -67,7 +75,7 @@ def run_cells(
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
     finally:
-        os._exit(exit_code)
+        _exit(exit_code)
 
 
 def _seed(code: str) -> None:
@@ -75,30 +83,52 @@ def _seed(code: str) -> None:
     random.seed(code)
     number = random.getrandbits(32)
     random.seed(code)
+    if "sympy.core.random" in sys.modules:
+        sys.modules["sympy.core.random"].seed(number)
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
-        numpy_random.seed(number)
+        _seed_numpy(numpy_random, number)
+        return
+    waiting = [finder for finder in sys.meta_path if isinstance(finder, _SeedsWhenImported)]
+    if waiting:
+        waiting[0].number = number
     else:
         sys.meta_path.insert(0, _SeedsWhenImported(number))
+
+
+def _seed_numpy(numpy_random: Any, number: int) -> None:
+    numpy_random.seed(number)
+    # Generators without a seed of their own draw from the system's randomness: each gets one.
+    make = getattr(numpy_random.default_rng, "__wrapped__", numpy_random.default_rng)
+    seeds = numpy_random.SeedSequence(number)
+
+    @functools.wraps(make)
+    def default_rng(seed: Any = None) -> Any:
+        return make(seeds.spawn(1)[0] if seed is None else seed)
+
+    numpy_random.default_rng = default_rng
 
 
 class _SeedsWhenImported:
     """Finder that seeds `numpy.random` once it has been imported, by whomever."""
 
     def __init__(self, number: int) -> None:
-        self._number = number
+        self.number = number
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name != "numpy.random":
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)  # who looks for it need not import it
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
             def run_and_seed(module: types.ModuleType) -> None:
                 run(module)
-                module.seed(self._number)
+                _seed_numpy(module, self.number)
 
             spec.loader.exec_module = run_and_seed  # type: ignore[method-assign]
         return spec
@@ -110,9 +140,12 @@ def _replay(cell: str, module: types.ModuleType) -> None:
     nothing = os.open("/dev/null", os.O_WRONLY)
     for fd in (1, 2):
         os.dup2(nothing, fd)
+    os._exit = _stop  # type: ignore[assignment]
     # It ended as it did in its own turn: what it left behind is what counts.
     with contextlib.suppress(BaseException):
         exec(compile(cell, _SNIPPET_NAME, "exec"), module.__dict__)
+    os._exit = _exit
+    atexit._run_exitfuncs()  # as at the end of its turn; they print no more in this one
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -120,6 +153,10 @@ def _replay(cell: str, module: types.ModuleType) -> None:
         os.dup2(was, fd)
     for fd in (nothing, *kept):
         os.close(fd)
+
+
+def _stop(code: int) -> NoReturn:
+    raise SystemExit(code)
 
 
 class _Counted(io.FileIO):
@@ -187,7 +224,9 @@ def _exit_code(code: object) -> int:
 
 
 def _print_error(error: BaseException) -> None:
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename != _SNIPPET_NAME:
+        frames = frames.tb_next  # ours, and those of the parser
     # The snippet may have closed or replaced sys.stderr; descriptor 2 is what is read.
     with contextlib.suppress(OSError, ValueError, MemoryError):
-        frames = error.__traceback__.tb_next if error.__traceback__ else None  # without ours
         traceback.print_exception(type(error), error, frames, file=_error_stream())

@@ -15,6 +15,7 @@ from stages.execution._cells import run_cells
 from stages.execution._seccomp import install as install_filter
 
 NOTE_FD: Final = 3
+CODE_FD: Final = 4
 CLONE_NEWPID: Final = 0x20000000
 
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000

@@ -24,7 +24,7 @@ mkdir:83:- mkdirat:258:34 rmdir:84:- unlink:87:- unlinkat:263:35 rename:82:- ren
 renameat2:316:276 link:86:- linkat:265:37 symlink:88:- symlinkat:266:36 truncate:76:45
 ftruncate:77:46 fallocate:285:47 fsync:74:82 fdatasync:75:83 sync_file_range:277:84 chmod:90:-
 fchmod:91:52 fchmodat:268:53 umask:95:166 utime:132:- utimes:235:- utimensat:280:88
-futimesat:261:- dup:32:23 dup2:33:- dup3:292:24 fcntl:72:25 flock:73:32 ioctl:16:29
+futimesat:261:- dup:32:23 dup2:33:- dup3:292:24 fcntl:72:25 ioctl:16:29
 statfs:137:43 fstatfs:138:44 sendfile:40:71 copy_file_range:326:285 fadvise64:221:223
 readahead:187:213
 chown:92:- fchown:93:55 lchown:94:- fchownat:260:54 setxattr:188:5 lsetxattr:189:6 fsetxattr:190:7

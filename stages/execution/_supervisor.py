@@ -5,11 +5,13 @@ imported nothing, and each forks the next, which imports one more of the modules
 usually import. They serve no snippet themselves. Each is sent descriptors, passes on those that are
 for a warmer one, and for the others forks a lane, which shares its memory. A lane runs one snippet
 at a time, each in a fresh child, so a lane that dies costs one snippet, and lanes that wait for
-hanging snippets hold up no others.
+hanging snippets hold up no others. No content ever comes into their memory, which snippets inherit:
+a lane passes on the descriptors of the code and of the output without reading them.
 
 It is passed as text to a bare interpreter, so it knows only the standard library and the modules
 passed with it. Descriptor 0 is the connection with the parent: to the first interpreter it brings
-descriptors, to a lane length-prefixed JSON requests, answered in kind. Children hold neither.
+the connections of lanes, to a lane the descriptors of snippets, each answered by length-prefixed
+JSON; a byte without descriptors ends the snippet that runs. Children do not hold it.
 """
 
 import contextlib
@@ -18,13 +20,16 @@ import importlib
 import json
 import os
 import signal
+import site
 import socket
 import struct
 import sys
+import time
 from typing import Any, NoReturn
 
 from stages.execution._child import (
     CLONE_NEWPID,
+    CODE_FD,
     NOTE_FD,
     check,
     isolate,
@@ -37,7 +42,9 @@ from stages.execution._watch import watch
 
 _MNT_DETACH = 2
 _KEYCTL_JOIN_SESSION_KEYRING, _KEYCTL_SETPERM, _KEY_SPEC_SESSION_KEYRING = 1, 5, -3
-_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219}
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
+_MS_RDONLY, _MS_NOSUID, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 8, 32, 4096
+_FORK_ATTEMPTS, _FORK_PAUSE_S = 100, 0.1
 
 _WARM_UP = {
     "numpy": "numpy.linalg.inv(numpy.eye(2)); numpy.random.seed(0)",
@@ -50,32 +57,46 @@ def main(settings: dict[str, Any]) -> None:
     """Forks lanes until the parent closes the connection.
 
     Args:
-        settings: `limits` of a snippet, `path`, the folders of packages, `drop_to`, the number of
-            the user that the snippets of root become, or null, and `preload`, names of modules.
+        settings: `limits` of a snippet, `path`, the folders of packages, `devices`, files of
+            devices inside, `drop_to`, the number of the user that the snippets of root become, or
+            null, and `preload`, names of modules.
     """
     if os.geteuid() == 0:
         # As root, bwrap covers /proc/sys, where the switch of each user namespace is. Where it
         # did not, there is nothing to take off.
         libc.umount2(b"/proc/sys", _MNT_DETACH)
+    for name in settings["devices"]:
+        # Else a snippet could change their times, for all to see.
+        flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NOEXEC
+        check(libc.mount(None, name.encode(), None, flags, None), f"mount {name}")
     _lock_keyring()
+    site.setquit()  # bare interpreters have no exit() and quit()
     sys.path[:] = ["", *sys.path, *settings["path"]]
     with contextlib.suppress(OSError):  # a machine it knows no numbers of: told by the first child
         filter_code(processes=settings["limits"]["child_processes"])
     # Lanes and warmer interpreters are nobody's business once they have ended.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    control = socket.socket(fileno=os.dup(0))
+    control, cooler = socket.socket(fileno=os.dup(0)), None
     for name in settings["preload"]:
         ours, theirs = socket.socketpair()
         if os.fork() != 0:
             theirs.close()
+            if not ours.recv(1):
+                _answer({"failed": f"{name} cannot be imported: the interpreter ended"})
+                os._exit(1)
+            if cooler is not None:
+                cooler.send(b"R")
             _serve(control, ours, settings)  # never returns
         ours.close()
         control.close()
-        control = theirs
-        if not _is_warm(name):
-            _answer({"missing": [name]})
+        control = cooler = theirs
+        problem = _warm_up(name)
+        if problem is not None:
+            _answer({"failed": problem})
             os._exit(1)
-    _answer({"missing": []})
+    _answer({"failed": None})
+    if cooler is not None:
+        cooler.send(b"R")
     _serve(control, None, settings)
 
 
@@ -93,7 +114,7 @@ def _serve(
             # Where the warmer one has died this fails, and the lane's connection ends unanswered:
             # the parent starts another chain.
             socket.send_fds(warmer, [bytes([sent[0] - 1])], lanes)
-        elif os.fork() == 0:
+        elif _fork() == 0:
             control.close()
             if warmer is not None:
                 warmer.close()
@@ -101,14 +122,16 @@ def _serve(
         os.close(lanes[0])
 
 
-def _is_warm(name: str) -> bool:
-    """Imports a module; returns whether there is one."""
+def _warm_up(name: str) -> str | None:
+    """Imports a module; returns what is wrong with it, or None."""
     try:
         module = importlib.import_module(name)
-    except ImportError:
-        return False
-    exec(_WARM_UP.get(name, ""), {name: module})
-    return True
+        exec(_WARM_UP.get(name, ""), {name: module})
+    except ModuleNotFoundError as error:
+        return f"no module {error.name}"
+    except BaseException as error:  # noqa: BLE001  # whatever it does, it is told as its doing
+        return f"{name} cannot be imported: {type(error).__name__}: {error}".partition("\n")[0]
+    return None
 
 
 def _lock_keyring() -> None:
@@ -123,71 +146,73 @@ def _become_lane(connection: int, settings: dict[str, Any]) -> NoReturn:
     """Serves requests until the parent closes this lane's connection."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for target in (0, 1):
-            os.dup2(connection, target)
+        os.dup2(connection, 0)
         os.close(connection)
         own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
         base_bytes = size_bytes()
         _answer({"ready": True})
-        while (header := _read_exactly(4)) is not None:
-            request = _read_exactly(struct.unpack("!I", header)[0])
-            if request is None:
-                break
-            try:
-                _answer(_fork_snippet(json.loads(request), settings, own_pids, base_bytes))
-            except OSError as error:
-                # A half-made child may be left: end, and let the parent start a fresh lane.
-                os.write(2, f"cannot fork a snippet: {error}\n".encode())
-                os._exit(1)
+        with socket.socket(fileno=os.dup(0)) as requests:
+            while True:
+                sent, fds, _, _ = socket.recv_fds(requests, 1, 3)
+                if not sent:
+                    break
+                if len(fds) < 3:
+                    continue  # it had ended already when it was to be ended
+                try:
+                    _answer(_fork_snippet(fds, settings, own_pids, base_bytes))
+                except OSError as error:
+                    # A half-made child may be left: end, and let the parent start a fresh lane.
+                    os.write(2, f"cannot fork a snippet: {error}\n".encode())
+                    os._exit(1)
     finally:
         os._exit(0)
 
 
 def _fork_snippet(
-    request: dict[str, Any], settings: dict[str, Any], own_pids: int, base_bytes: int
+    fds: list[int], settings: dict[str, Any], own_pids: int, base_bytes: int
 ) -> dict[str, Any]:
-    pipes = [os.pipe() for _ in range(3)]
+    """Runs one snippet to its end; `fds` are its code, standard output and standard error."""
+    note, note_end = os.pipe()
     # The next child is the first process of a new pid namespace: its end is the end of all its
     # descendants. The lane itself stays where it is.
     check(libc.unshare(CLONE_NEWPID), "unshare")
-    pid = os.fork()
+    pid = _fork()
     if pid == 0:
-        _become_snippet(request, settings, [write for _, write in pipes], base_bytes)
+        _become_snippet([*fds, note_end], settings, base_bytes)
     check(libc.setns(own_pids, CLONE_NEWPID), "setns")
-    for _, write in pipes:
-        os.close(write)
-    out, err, note = (read for read, _ in pipes)
-    return watch(pid, out, err, note, settings["limits"])
+    for fd in (*fds, note_end):
+        os.close(fd)
+    return watch(pid, note, settings["limits"], stop_fd=0)
 
 
-def _become_snippet(
-    request: dict[str, Any], settings: dict[str, Any], ends: list[int], base_bytes: int
-) -> NoReturn:
+def _fork() -> int:
+    """Forks, after a while where there are too many processes at the moment."""
+    for _ in range(_FORK_ATTEMPTS):
+        with contextlib.suppress(BlockingIOError):
+            return os.fork()
+        time.sleep(_FORK_PAUSE_S)
+    return os.fork()
+
+
+def _become_snippet(ends: list[int], settings: dict[str, Any], base_bytes: int) -> NoReturn:
     try:
         nothing = os.open("/dev/null", os.O_RDONLY)
+        code, out, err, note = ends
         # Lifted out of the way first: dup2 would overwrite the ones that are still needed.
-        lifted = [os.dup(fd) for fd in (nothing, *ends)]
+        lifted = [os.dup(fd) for fd in (nothing, out, err, note, code)]
         for target, fd in enumerate(lifted):
             os.dup2(fd, target)
-        os.closerange(NOTE_FD + 1, 1 << 20)
+        os.closerange(CODE_FD + 1, 1 << 20)
         try:
             isolate(settings["limits"], settings["drop_to"], base_bytes)
         except (OSError, ValueError) as error:
             os.write(NOTE_FD, f"E {error}".encode())
         else:
-            run_snippet(request["cells"], settings["limits"])
+            with open(CODE_FD, encoding="utf-8", newline="") as code_file:
+                cells = json.load(code_file)
+            run_snippet(cells, settings["limits"])
     finally:
         os._exit(1)
-
-
-def _read_exactly(count: int) -> bytes | None:
-    data = b""
-    while len(data) < count:
-        chunk = os.read(0, count - len(data))
-        if not chunk:
-            return None
-        data += chunk
-    return data
 
 
 def _answer(message: dict[str, Any]) -> None:

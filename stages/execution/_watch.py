@@ -1,7 +1,7 @@
-"""Follows the process of a snippet from outside: limits, output, and what became of it.
+"""Follows the process of a snippet from outside: limits, and what became of it.
 
-Standard library only: the supervisor inside the isolation runs this too. What a snippet did is
-decided here from how its process ended, never from what it printed.
+Standard library only: the lanes inside the isolation run this too. What a snippet did is decided
+here from how its process ended, never from what it printed.
 
 A child tells two things through the note pipe. `R`, written once when the child is set up and
 before any foreign code runs; an end without it is a failure of the machine, not of the snippet.
@@ -16,6 +16,8 @@ import signal
 import time
 from typing import Any, Final
 
+from stages.execution._outputs import Outputs, drain
+
 SETUP_TIME_S: Final = 20.0
 """Longest time from fork to the first line of the snippet; beyond it the machine has failed."""
 MOST_WALL_TIMES: Final = 4
@@ -26,73 +28,86 @@ _LONG_S = 0.05
 _GIVING_WAY = 10
 
 _NOTE_BYTES = 4096
-_CHUNK_BYTES = 65536
 
 
 def watch(
-    pid: int, stdout_fd: int, stderr_fd: int, note_fd: int, limits: dict[str, Any]
+    pid: int,
+    note_fd: int,
+    limits: dict[str, Any],
+    *,
+    outputs: Outputs | None = None,
+    stop_fd: int | None = None,
 ) -> dict[str, Any]:
-    """Follows a child to its end, enforces time and output limits, and says what happened.
+    """Follows a child to its end, enforces its limits, and says what happened.
 
     Args:
         pid: Child of this process that leads, or will lead, its own process group.
-        stdout_fd: Reading end of its standard output; closed on return, like the other two.
-        stderr_fd: Reading end of its standard error.
-        note_fd: Reading end of its note pipe.
-        limits: `wall_time_s`, `cpu_time_s` and `output_kib`.
+        note_fd: Reading end of its note pipe; closed on return.
+        limits: `wall_time_s` and `cpu_time_s`.
+        outputs: Its standard streams, where they are read here; closed on return.
+        stop_fd: What becomes readable when whoever reads the streams has had enough.
 
     Returns:
-        `status`, `stdout`, `stderr`, `exit_code`, `wall_s` and `cpu_s` of one snippet.
+        `status`, `reason` (what is to be added to the standard error), `exit_code`, `wall_s` and
+        `cpu_s` of one snippet.
     """
     end_fd = os.pidfd_open(pid)
-    watched = _Watched(pid, stdout_fd, stderr_fd, note_fd, limits)
+    watched = _Watched(pid, note_fd, limits)
     poller = select.poll()
-    poller.register(end_fd, select.POLLIN)
-    pipes = {stdout_fd, stderr_fd, note_fd}
-    for fd in pipes:
+    pipes = {note_fd} | (set() if outputs is None else set(outputs.open_fds))
+    for fd in {end_fd, *pipes} | ({stop_fd} if stop_fd is not None else set()):
         poller.register(fd, select.POLLIN)
     ended = False
     while not ended:
         ready = {fd for fd, _ in poller.poll(watched.patience_ms())}
         if not ready:
             watched.on_silence()
+        if stop_fd in ready:
+            poller.unregister(stop_fd)
+            watched.kill("output_limit")
         # A pipe may have been written to after its look and before that at the end: once the
         # child has ended, all are read.
         ended = end_fd in ready
         for fd in list(pipes if ended else pipes & ready):
-            if not watched.read(fd):
+            if not _read(fd, watched, outputs):
                 poller.unregister(fd)
                 pipes.remove(fd)
     wall_s = time.monotonic() - watched.started
     _kill(pid)  # what is left of its group, where no pid namespace has ended it already
     _, wait_status, usage = os.wait4(pid, 0)
-    for fd in (stdout_fd, stderr_fd, note_fd, end_fd):
-        os.close(fd)
+    os.close(note_fd)
+    os.close(end_fd)
+    if outputs is not None:
+        outputs.close()
     cpu_s = usage.ru_utime + usage.ru_stime
     result = _judge(bytes(watched.note), watched.killed_for, wait_status, cpu_s, limits)
-    result["stdout"] = watched.texts[stdout_fd].decode("utf-8", "replace")
-    result["stderr"] = watched.texts[stderr_fd].decode("utf-8", "replace") + result["stderr"]
     return result | {"wall_s": wall_s, "cpu_s": cpu_s}
+
+
+def _read(fd: int, watched: "_Watched", outputs: Outputs | None) -> bool:
+    """Takes what a pipe holds; returns whether there is any use in reading on."""
+    if outputs is None or fd == watched.note_fd:
+        return watched.read_note()
+    outputs.read(fd)
+    if outputs.is_exceeded:
+        watched.kill("output_limit")
+    return fd in outputs.open_fds
 
 
 class _Watched:
     """What is known so far of a running child, and the limits it is held to."""
 
-    def __init__(
-        self, pid: int, stdout_fd: int, stderr_fd: int, note_fd: int, limits: dict[str, Any]
-    ) -> None:
-        self.texts = {stdout_fd: bytearray(), stderr_fd: bytearray()}
+    def __init__(self, pid: int, note_fd: int, limits: dict[str, Any]) -> None:
         self.note = bytearray()
+        self.note_fd = note_fd
         self.killed_for: str | None = None
         self.started = time.monotonic()
         self._pid = pid
-        self._note_fd = note_fd
         self._wall_time_s = limits["wall_time_s"]
         self._deadline = self.started + SETUP_TIME_S
         self._last_deadline = self._deadline
         self._gives_way_at = float("inf")
         self._waited_before_s = 0.0
-        self._room = limits["output_kib"] * 1024
 
     def patience_ms(self) -> float | None:
         """Returns how long to wait for a sign of life; without end once it has been killed."""
@@ -121,23 +136,10 @@ class _Watched:
         self.killed_for = self.killed_for or reason
         _kill(self._pid)
 
-    def read(self, fd: int) -> bool:
-        """Takes what a pipe holds; returns whether there is any use in reading on."""
-        if fd == self._note_fd:
-            return self._read_note()
-        text = self.texts[fd]
-        before = len(text)
-        is_open = _drain(fd, text, before + self._room + 1)
-        self._room -= len(text) - before
-        if self._room < 0:
-            del text[self._room :]
-            self._room = 0
-            self.kill("output_limit")
-        return is_open
-
-    def _read_note(self) -> bool:
+    def read_note(self) -> bool:
+        """Takes what the note pipe holds; returns whether there is any use in reading on."""
         was_set_up = bool(self.note)
-        is_open = _drain(self._note_fd, self.note, _NOTE_BYTES)
+        is_open = drain(self.note_fd, self.note, _NOTE_BYTES)
         if self.note and not was_set_up:
             self.started = time.monotonic()
             self._deadline = self.started + self._wall_time_s
@@ -148,12 +150,15 @@ class _Watched:
 
 
 def _waited_s(pid: int) -> float:
-    """Returns how long the main thread of a process was ready to run without a processor."""
+    """Returns how long the thread of a process that waited longest had no processor to run on."""
+    waited = [0.0]
     try:
-        with open(f"/proc/{pid}/schedstat", "rb") as file:
-            return int(file.read().split()[1]) / 1e9
-    except (OSError, IndexError):  # it has ended, or the kernel does not count
-        return 0.0
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:
+                waited.append(int(file.read().split()[1]) / 1e9)
+    except (OSError, IndexError):  # one has ended, or the kernel does not count
+        pass
+    return max(waited)
 
 
 def _kill(pid: int) -> None:
@@ -163,29 +168,15 @@ def _kill(pid: int) -> None:
             kill(pid, signal.SIGKILL)
 
 
-def _drain(fd: int, into: bytearray, most: int) -> bool:
-    """Reads what is there, up to a total length; returns whether the pipe is still open."""
-    os.set_blocking(fd, False)
-    while len(into) < most:
-        try:
-            chunk = os.read(fd, min(_CHUNK_BYTES, most - len(into)))
-        except BlockingIOError:
-            break
-        if not chunk:
-            return False
-        into += chunk
-    return True
-
-
 def _judge(
     note: bytes, killed_for: str | None, wait_status: int, cpu_s: float, limits: dict[str, Any]
 ) -> dict[str, Any]:
-    result: dict[str, Any] = {"status": "error", "stderr": "", "exit_code": None}
+    result: dict[str, Any] = {"status": "error", "reason": "", "exit_code": None}
     if os.WIFEXITED(wait_status):
         result["exit_code"] = os.WEXITSTATUS(wait_status)
     if not note.startswith(b"R"):
         reason = note.decode("utf-8", "replace") or f"ended with wait status {wait_status}"
-        result |= {"status": "infrastructure", "stderr": f"setup: {reason}", "exit_code": None}
+        result |= {"status": "infrastructure", "reason": f"setup: {reason}", "exit_code": None}
     elif killed_for is not None:
         result |= {"status": killed_for, "exit_code": None}
     elif os.WIFSIGNALED(wait_status):
@@ -199,9 +190,16 @@ def _judge(
             # remains is the kernel, out of memory.
             result["status"] = "memory"
         else:
-            result["stderr"] = f"{signal.Signals(ended_by).name}\n"
+            result["reason"] = f"{_name_of(ended_by)}\n"
     elif b"M" in note:
         result["status"] = "memory"
     elif result["exit_code"] == 0:
         result["status"] = "ok"
     return result
+
+
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # the real-time signals have none
+        return f"signal {number}"

@@ -13,7 +13,7 @@ from stages.execution.runtime import ENVIRONMENT, site_packages
 
 _SYSTEM_FOLDERS = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/nix/store")
 _LINKER_FILES = ("/etc/ld.so.cache", "/etc/alternatives")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 FILES_INSIDE = "/files"
 """Where snippets find the folder `execution.files_path`."""
 _HIGH_IDS = range(1_000_000_000, 2_000_000_000)
@@ -99,15 +99,15 @@ def bwrap_arguments(*, unshare_user: bool, files: str | None) -> list[str]:
         arguments += ["--setenv", name, value]
     readable = _readable_folders()
     _refuse_interpreter_below_tmp(readable)
-    packages = dict(zip(site_packages(), packages_inside(), strict=True))
+    bound = [(folder, folder) for folder in readable]
+    bound += zip(site_packages(), packages_inside(), strict=True)
     if files is not None:
-        packages[os.path.realpath(files)] = FILES_INSIDE
-    bound = {**{folder: folder for folder in readable}, **packages}
-    parents = {str(parent) for inside in bound.values() for parent in Path(inside).parents[:-1]}
+        bound.append((os.path.realpath(files), FILES_INSIDE))
+    parents = {str(parent) for _, inside in bound for parent in Path(inside).parents[:-1]}
     for parent in sorted(parents | {"/dev", "/etc"}):
         # Else bwrap may make them for root only, and a snippet of root is not root.
         arguments += ["--perms", "0755", "--dir", parent]
-    for folder, inside in bound.items():
+    for folder, inside in bound:
         arguments += ["--ro-bind", folder, inside]
     for system_folder in _SYSTEM_FOLDERS:
         if os.path.islink(system_folder):
@@ -116,7 +116,7 @@ def bwrap_arguments(*, unshare_user: bool, files: str | None) -> list[str]:
             arguments += ["--ro-bind-try", system_folder, system_folder]
     for file in _LINKER_FILES:
         arguments += ["--ro-bind-try", file, file]
-    for device in _DEVICES:
+    for device in DEVICES:
         arguments += ["--dev-bind", device, device]
     # Only places to mount on: a snippet mounts its own /tmp and covers /proc.
     return [*arguments, "--dir", "/tmp", "--proc", "/proc", "--remount-ro", "/", "--chdir", "/"]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import socket
 import struct
 import subprocess
@@ -18,8 +19,10 @@ from typing import IO, Any
 from schemas.config import ExecutionConfig
 from schemas.errors import ExecutorError
 from schemas.tables import ExecutionStatus
-from stages.execution import _cells, _child, _seccomp, _supervisor, _watch
+from stages.execution import _cells, _child, _outputs, _seccomp, _supervisor, _watch
+from stages.execution._outputs import Outputs
 from stages.execution.bubblewrap import (
+    DEVICES,
     bwrap_arguments,
     interpreter_path,
     packages_inside,
@@ -29,7 +32,7 @@ from stages.execution.bubblewrap import (
 from stages.execution.protocol import Outcome, refusal_of
 from stages.execution.runtime import interpreter_command, limits_of, sources_of
 
-_MODULES = sources_of(_cells, _seccomp, _child, _watch, _supervisor)
+_MODULES = sources_of(_cells, _seccomp, _child, _outputs, _watch, _supervisor)
 _START_TIME_S = 60.0
 _START_ATTEMPTS = 2
 _GRACE_S = 10.0
@@ -108,17 +111,22 @@ class Zygote:
                 raise ExecutorError(what_is_missing(f"{self._bwrap}: {error.strerror}")) from error
             try:
                 answer = _receive(running.control, _START_TIME_S)
+            except TimeoutError as error:
+                running.close()
+                raise ExecutorError(
+                    f"execution.preload: {', '.join(self._config.preload)} were not imported "
+                    f"within {_START_TIME_S:.0f} s: take out what hangs"
+                ) from error
             except (OSError, _EndedError) as error:
                 reason = running.last_words() or str(error)
                 running.close()
                 if attempt == _START_ATTEMPTS - 1:
                     raise ExecutorError(what_is_missing(reason)) from error
                 continue
-            if answer["missing"]:
+            if answer["failed"] is not None:
                 running.close()
                 raise ExecutorError(
-                    f"execution.preload: no module {answer['missing'][0]}: install it, or take it "
-                    "out of the list"
+                    f"execution.preload: {answer['failed']}: install it, or take it out of the list"
                 )
             return running
         raise AssertionError("unreachable")
@@ -132,6 +140,7 @@ class _Running:
         settings = {
             "limits": limits,
             "path": packages_inside(),
+            "devices": DEVICES,
             "drop_to": drop_to,
             "preload": list(config.preload),
         }
@@ -147,7 +156,7 @@ class _Running:
             self._process = subprocess.Popen(
                 command,
                 stdin=far_end.fileno(),
-                stdout=far_end.fileno(),
+                stdout=self._log,  # modules may print when they are imported
                 stderr=self._log,
                 env={},
                 cwd="/",
@@ -211,20 +220,76 @@ class Lane:
             return refusal
         warmth = self._zygote.warmth_for(cells)
         connection = self._connections.get(warmth)
+        if connection is not None and not _is_open(connection):
+            # The lane has died while it had nothing to do: that costs nobody anything.
+            self._close(warmth)
+            connection = None
         if connection is None:
             connection = self._connections[warmth] = self._zygote.lane(warmth)
         try:
-            payload = json.dumps({"cells": list(cells)}).encode()
-            connection.settimeout(self._answer_time_s)
-            connection.sendall(struct.pack("!I", len(payload)) + payload)
-            return Outcome(**_receive(connection, self._answer_time_s))
+            return self._outcome(connection, cells)
         except (OSError, _EndedError) as error:
-            reason = str(error)
             self._close(warmth)
-            return Outcome(ExecutionStatus.INFRASTRUCTURE, stderr=f"sandbox: {reason}")
+            return Outcome(ExecutionStatus.INFRASTRUCTURE, stderr=f"sandbox: {error}")
+
+    def _outcome(self, connection: socket.socket, cells: Sequence[str]) -> Outcome:
+        """Hands the code over as a file and reads what is printed; the lane sees neither."""
+        connection.settimeout(self._answer_time_s)
+        (stdout_fd, stdout_end), (stderr_fd, stderr_end) = os.pipe(), os.pipe()
+        code = os.memfd_create("code")
+        outputs = Outputs(stdout_fd, stderr_fd, self._zygote.limits["output_kib"])
+        try:
+            try:
+                os.write(code, json.dumps(cells).encode())
+                os.lseek(code, 0, os.SEEK_SET)
+                socket.send_fds(connection, [b"S"], [code, stdout_end, stderr_end])
+            finally:
+                for fd in (code, stdout_end, stderr_end):
+                    os.close(fd)
+            answer = self._answer(connection, outputs)
+        finally:
+            outputs.close()
+        stdout, stderr = outputs.texts()
+        if outputs.is_exceeded:
+            answer |= {"status": ExecutionStatus.OUTPUT_LIMIT, "exit_code": None}
+        return Outcome(stdout=stdout, stderr=stderr + answer.pop("reason"), **answer)
+
+    def _answer(self, connection: socket.socket, outputs: Outputs) -> dict[str, Any]:
+        """Reads the output until the lane answers, and has a snippet ended that prints too much."""
+        deadline = time.monotonic() + self._answer_time_s
+        poller = select.poll()
+        for fd in (connection.fileno(), *outputs.open_fds):
+            poller.register(fd, select.POLLIN)
+        is_told = False
+        while True:
+            ready = {fd for fd, _ in poller.poll(max(0.0, deadline - time.monotonic()) * 1000)}
+            if not ready:
+                raise _EndedError("did not answer in time")
+            has_answered = connection.fileno() in ready
+            for fd in set(outputs.open_fds) & (outputs.open_fds if has_answered else ready):
+                outputs.read(fd)
+                if fd not in outputs.open_fds or outputs.is_exceeded:
+                    poller.unregister(fd)
+                    outputs.open_fds.discard(fd)
+            if has_answered:
+                return _receive(connection, self._answer_time_s)
+            if outputs.is_exceeded and not is_told:
+                connection.sendall(b"K")
+                is_told = True
 
     def _close(self, warmth: int) -> None:
         self._connections.pop(warmth).close()
+
+
+def _is_open(connection: socket.socket) -> bool:
+    """Says whether a lane that owes no answer is still there."""
+    connection.setblocking(False)
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def _receive(connection: socket.socket, patience_s: float) -> dict[str, Any]:

@@ -65,10 +65,15 @@ class Outcome(NamedTuple):
     cpu_s: float | None = None
 
 
+_MOST_CODE_CHARS = 1 << 20
+
+
 def why_refused(code: str) -> str | None:
     """Returns why code cannot be handed to an interpreter at all, or None if it can."""
     if "\0" in code:
         return "the code holds a null character"
+    if len(code) > _MOST_CODE_CHARS:
+        return f"the code has more than {_MOST_CODE_CHARS} characters"
     try:
         code.encode("utf-8")
     except UnicodeEncodeError:
@@ -77,17 +82,24 @@ def why_refused(code: str) -> str | None:
 
 
 def refusal_of(cells: Sequence[str]) -> Outcome | None:
-    """Returns the outcome of cells one of which no interpreter takes; null if all can be run."""
-    for cell in cells:
-        reason = why_refused(cell)
-        if reason is not None:
-            return Outcome(ExecutionStatus.REFUSED, stderr=reason)
-    return None
+    """Returns the outcome of code that no interpreter takes; None if it can be run.
+
+    Args:
+        cells: As `cells_of` returns them.
+    """
+    reason = why_refused(cells[-1])
+    return None if reason is None else Outcome(ExecutionStatus.REFUSED, stderr=reason)
 
 
 def cells_of(snippets: pl.DataFrame) -> list[list[str]]:
-    """Returns the code of each snippet, behind the earlier code whose state it finds."""
-    return [[*earlier, code] for earlier, code in snippets.select("earlier", "code").iter_rows()]
+    """Returns the code of each snippet, behind the earlier code whose state it finds.
+
+    Earlier code that was refused left no state.
+    """
+    return [
+        [*(cell for cell in earlier if why_refused(cell) is None), code]
+        for earlier, code in snippets.select("earlier", "code").iter_rows()
+    ]
 
 
 def outcome_frame(snippets: pl.DataFrame, outcomes: Sequence[Outcome]) -> pl.DataFrame:

@@ -16,6 +16,8 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
     # Sets of strings iterate in the same order in every snippet, so that runs repeat.
     "PYTHONHASHSEED": "0",
+    # An arena for each thread would take 64 MiB of the address space, which is what is limited.
+    "MALLOC_ARENA_MAX": "1",
     # Thread pools cost more than they give on small problems, and count against the limit.
     "MKL_NUM_THREADS": "1",
     "NUMEXPR_NUM_THREADS": "1",

@@ -29,7 +29,9 @@ are open. Run by an ordinary user, a snippet has that user's rights on the files
 processes needs Linux 5.14. /dev/shm is absent, so multiprocessing locks and pools do not work.
 """
 
+import os
 import queue
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -38,7 +40,8 @@ from pathlib import Path
 import polars as pl
 
 from schemas.config import ExecutionConfig
-from stages.execution.bubblewrap import bundled_bwrap
+from schemas.errors import ExecutorError
+from stages.execution.bubblewrap import bundled_bwrap, unprivileged_id
 from stages.execution.lanes import Lane, Zygote
 from stages.execution.probe import probe
 from stages.execution.protocol import Outcome, cells_of, outcome_frame
@@ -66,6 +69,7 @@ class SandboxExecutor:
     """
 
     def __init__(self, config: ExecutionConfig, *, bwrap: Path | None = None) -> None:
+        _require_readable(config.files_path)
         path = bwrap or bundled_bwrap()
         self._zygote = Zygote(path, config)
         self._lanes = config.workers * _LANES_PER_WORKER
@@ -91,10 +95,28 @@ class SandboxExecutor:
         if requests:
             lanes = min(self._lanes, len(requests))
             with ThreadPoolExecutor(lanes, thread_name_prefix="execution") as pool:
-                for future in [pool.submit(work) for _ in range(lanes)]:
-                    future.result()
+                try:
+                    for future in [pool.submit(work) for _ in range(lanes)]:
+                        future.result()
+                finally:
+                    # After Ctrl-C, or an error, only what is in flight is waited for.
+                    with suppress(queue.Empty):
+                        while True:
+                            waiting.get_nowait()
         return outcome_frame(snippets, [outcome for outcome in outcomes if outcome is not None])
 
     def close(self) -> None:
         """Ends the warm interpreter; the next snippet starts another."""
         self._zygote.close()
+
+
+def _require_readable(path: str | None) -> None:
+    """Raises ExecutorError where snippets of root, who are not root, could not read a folder."""
+    if path is None or unprivileged_id() is None:
+        return
+    everybody = stat.S_IROTH | stat.S_IXOTH
+    if os.stat(path).st_mode & everybody != everybody:
+        raise ExecutorError(
+            f"execution.files_path: others may not read {path}, and snippets run as a user without "
+            f"rights: chmod -R o+rX {path}"
+        )

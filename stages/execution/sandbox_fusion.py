@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import httpx
 import polars as pl
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from schemas.config import ExecutionConfig
 from schemas.errors import ExecutorError
@@ -44,8 +44,8 @@ _SOURCE = sources_of(_cells)[0].text
 
 class _RunResult(BaseModel):
     status: Literal["Finished", "Error", "TimeLimitExceeded"]
-    execution_time: float | None = None
-    return_code: int | None = None
+    execution_time: float | None = Field(None, ge=0, allow_inf_nan=False)
+    return_code: int | None = Field(None, ge=-(2**31), lt=2**31)
     stdout: str | None = None
     stderr: str | None = None
 
@@ -114,7 +114,7 @@ class FusionExecutor:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "it"
             reason = f"not an answer of SandboxFusion: {place}: {first['msg']}"
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             reason = str(error) or type(error).__name__
         return Outcome(ExecutionStatus.INFRASTRUCTURE, stderr=f"{self._url}: {reason}")
 
@@ -160,7 +160,7 @@ class FusionExecutor:
             return Outcome(ExecutionStatus.INFRASTRUCTURE, stderr=f"{self._url}: {reason}")
         room = self._config.output_kib * 1024
         stdout, is_cut = _cut(result.stdout or "", room)
-        stderr, is_cut_too = _cut(result.stderr or "", room)
+        stderr, is_cut_too = _cut(result.stderr or "", room - len(stdout.encode()))
         exit_code = None
         if result.status == "TimeLimitExceeded":
             status = ExecutionStatus.TIMEOUT

@@ -6,16 +6,17 @@ processes behind that moved to a session of their own. The number of processes i
 """
 
 import json
+import logging
 import os
 import sys
 import tempfile
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 
 from schemas.config import ExecutionConfig
 from stages.execution import _cells, _child, _seccomp, _unisolated, _watch
+from stages.execution._outputs import Outputs
 from stages.execution.protocol import Outcome, cells_of, outcome_frame, refusal_of
 from stages.execution.runtime import (
     ENVIRONMENT,
@@ -25,6 +26,7 @@ from stages.execution.runtime import (
     sources_of,
 )
 
+_log = logging.getLogger(__name__)
 _MODULES = sources_of(_cells, _seccomp, _child, _unisolated)
 
 
@@ -32,10 +34,7 @@ class UnsafeLocalExecutor:
     """Runs snippets as plain processes of the current user."""
 
     def __init__(self, config: ExecutionConfig) -> None:
-        warnings.warn(
-            "execution.backend unsafe_local: generated code runs without any isolation",
-            stacklevel=2,
-        )
+        _log.warning("execution.backend unsafe_local: generated code runs without any isolation")
         self._limits = limits_of(config)
         self._workers = config.workers
 
@@ -65,4 +64,7 @@ class UnsafeLocalExecutor:
             for _, write in pipes:
                 os.close(write)
             out, err, note = (read for read, _ in pipes)
-            return Outcome(**_watch.watch(pid, out, err, note, self._limits))
+            outputs = Outputs(out, err, self._limits["output_kib"])
+            ended = _watch.watch(pid, note, self._limits, outputs=outputs)
+            stdout, stderr = outputs.texts()
+            return Outcome(stdout=stdout, stderr=stderr + ended.pop("reason"), **ended)

@@ -5,6 +5,7 @@ import pytest
 from docs_pages import DOCS, blocks_of, rows_of
 
 from schemas.config import AdvantagesConfig, RunConfig
+from schemas.reward_components import COMPONENTS
 
 PAGE = DOCS / "gtpo.md"
 
@@ -13,7 +14,10 @@ def numbers(cell: str) -> list[float]:
     return [float(number) for number in cell.split(",")]
 
 
-@pytest.mark.parametrize("row", rows_of(PAGE, "setting"), ids=lambda row: row[0])
+SETTINGS = [row for row in rows_of(PAGE, "setting") if row[0] != "turn_rewards.components"]
+
+
+@pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row[0])
 def test_default_is_as_the_page_says(row: list[str]) -> None:
     section, key = row[0].split(".")
     assert str(getattr(getattr(RunConfig(), section), key)) == row[1]
@@ -29,6 +33,16 @@ def test_page_lists_every_setting_of_reward_shaping_and_credit() -> None:
 def test_page_lists_every_set_of_normalisation() -> None:
     listed = tuple(row[0] for row in rows_of(PAGE, "`advantages.normalise`"))
     assert listed == AdvantagesConfig.model_fields["normalise"].annotation.__args__
+
+
+@pytest.mark.parametrize("setting", ["baseline", "estimator"])
+def test_page_lists_every_value_of(setting: str) -> None:
+    listed = tuple(row[0] for row in rows_of(PAGE, setting))
+    assert listed == AdvantagesConfig.model_fields[setting].annotation.__args__
+
+
+def test_page_lists_every_reward_component() -> None:
+    assert {row[0]: row[1] for row in rows_of(PAGE, "component")} == COMPONENTS
 
 
 def test_worked_example_is_what_the_stage_computes() -> None:

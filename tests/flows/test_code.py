@@ -47,7 +47,7 @@ def in_class(name: str, line: str) -> tuple[str, str]:
     [
         ("stages/grading.py", r"\Z", "EXTRA = 1\n", GRADED),
         ("stages/similarity.py", r"\Z", "EXTRA = 1\n", {"similarity"}),
-        ("stages/advantages.py", r"\Z", "EXTRA = 1\n", {"advantages"}),
+        ("stages/advantages/rows.py", r"\Z", "EXTRA = 1\n", {"advantages"}),
         ("stages/comparison.py", r"\Z", "EXTRA = 1\n", set()),
         ("stages/__init__.py", r"\Z", "EXTRA = 1\n", IN_STAGES),
         ("storage/store.py", r"\Z", "EXTRA = 1\n", set()),

@@ -115,6 +115,7 @@ def shaped_frame(
                         "shaped_total": value,
                         "outcome": outcome,
                         "grpo_reward": outcome,
+                        "state": turn,
                         "excluded": "infrastructure" if out else None,
                     }
                 )

@@ -3,24 +3,32 @@
 import gc
 import os
 import signal
+import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from schemas.errors import ExecutorError
 from schemas.tables import TURN_KEY
 from stages.execution import (
     SandboxExecutor,
     UnsafeLocalExecutor,
+    bubblewrap,
     lanes,
     make_executor,
 )
+from stages.execution import probe as probe_module
 from stages.execution.protocol import OUTCOME_SCHEMA
 from tests.stages.execution.frames import config_with, isolated, run_one, snippet_frame
+
+UNSAFE = "execution.backend unsafe_local: generated code runs without any isolation"
 
 
 def children_named(name: str) -> list[int]:
@@ -94,6 +102,8 @@ def test_supervisor_killed_from_outside_costs_one_snippet(monkeypatch):
 
     def kill_supervisors() -> None:
         in_flight.wait(30)
+        while not set(children_named("bwrap")) - others:
+            time.sleep(0.1)
         time.sleep(2.0)  # until it has reached its lane, on a busy machine too
         for pid in set(children_named("bwrap")) - others:
             os.kill(pid, signal.SIGKILL)
@@ -142,9 +152,71 @@ def test_waiting_for_a_processor_is_not_held_against_a_snippet():
     assert rows["status"].to_list() == ["ok"] * 16
 
 
-def test_a_module_that_is_not_there_cannot_be_preloaded():
-    with pytest.raises(ExecutorError, match=r"execution.preload: no module none_such"):
-        SandboxExecutor(config_with(preload=["none_such"]))
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        ("none_such", "no module none_such"),
+        ("asyncio.windows_events", "asyncio.windows_events cannot be imported: ImportError: win32"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_cannot_be_preloaded(module, told):
+    with pytest.raises(ExecutorError, match=f"execution.preload: {told}"):
+        SandboxExecutor(config_with(preload=[module]))
+
+
+def test_a_module_that_prints_can_be_preloaded():
+    assert run_one(isolated(preload=["this"]), "import this; print(1)")["stdout"] == "1\n"
+
+
+@pytest.mark.parametrize("name", ["", ".relative", "a b", "1a", "a..b"])
+def test_what_is_no_name_of_a_module_cannot_be_preloaded(name):
+    with pytest.raises(ValidationError, match="preload"):
+        config_with(preload=[name])
+
+
+def test_all_threads_but_the_main_one_can_be_started():
+    code = (
+        "import threading, time\n"
+        "made = [threading.Thread(target=time.sleep, args=(0.2,)) for _ in range(31)]\n"
+        "for t in made: t.start()\n"
+        "for t in made: t.join()\nprint(len(made))"
+    )
+    row = run_one(isolated(), code)
+    assert (row["stdout"], row["stderr"]) == ("31\n", "")
+
+
+def test_waiting_for_a_processor_is_not_held_against_a_thread_either():
+    work = (
+        "import threading, time\n"
+        "def work():\n    while time.thread_time() < 0.3: pass\n"
+        "t = threading.Thread(target=work); t.start(); t.join(); print(1)"
+    )
+    executor = isolated(wall_time_s=2.0, workers=2)
+    rows = executor.execute(snippet_frame([work] * 16))
+    assert rows["status"].to_list() == ["ok"] * 16
+
+
+def test_an_interrupt_waits_only_for_what_is_in_flight():
+    executor = isolated(workers=1)
+    # Polars has put a handler of its own in place, which lets waiting go on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main = threading.main_thread().ident
+    interrupt = threading.Timer(1.0, signal.pthread_kill, [main, signal.SIGINT])
+    interrupt.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        executor.execute(snippet_frame(["import time; time.sleep(0.5)"] * 400))
+    assert time.monotonic() - started < 20  # all of them take 25
+
+
+def test_lanes_that_died_while_idle_cost_nothing():
+    executor = isolated(workers=1)
+    codes = ["print(1)", "import numpy; print(1)", "import sympy; print(1)"]
+    with lanes.Lane(executor._zygote) as lane:
+        assert [lane.run([code]).status for code in codes] == ["ok"] * 3
+        executor.close()
+        time.sleep(1.0)  # until all inside has ended
+        assert [lane.run([code]).status for code in codes] == ["ok"] * 3
 
 
 def test_files_that_are_brought_can_be_read_and_not_written(tmp_path):
@@ -154,6 +226,19 @@ def test_files_that_are_brought_can_be_read_and_not_written(tmp_path):
     executor = isolated(files_path=str(tmp_path))
     assert run_one(executor, "print(open('/files/data.txt').read())")["stdout"] == "brought\n"
     assert run_one(executor, "open('/files/data.txt', 'a')")["status"] == "error"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="snippets of an ordinary user have its rights")
+def test_files_that_others_may_not_read_are_refused(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o700)
+    with pytest.raises(ExecutorError, match=r"execution.files_path: others may not read"):
+        SandboxExecutor(config_with(files_path=str(tmp_path / "closed")))
+
+
+@pytest.mark.parametrize("backend", ["unsafe_local", "sandbox_fusion"])
+def test_files_are_refused_where_no_sandbox_is(backend):
+    with pytest.raises(ValidationError, match="files_path is only there for backend sandbox"):
+        config_with(backend=backend, files_path="folder")
 
 
 def test_nothing_is_left_running_once_it_is_closed():
@@ -191,23 +276,68 @@ def test_missing_bwrap_is_told_in_one_line(tmp_path):
         SandboxExecutor(config_with(), bwrap=tmp_path / "absent")
 
 
-def test_bwrap_that_does_not_isolate_is_refused(tmp_path):
-    stand_in = tmp_path / "bwrap"
-    stand_in.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
-    stand_in.chmod(stat.S_IRWXU)
-    with pytest.raises(ExecutorError):
-        SandboxExecutor(config_with(), bwrap=stand_in)
+@pytest.mark.parametrize(
+    ("breach", "told"),
+    [
+        ('print("reads files")', "trial snippet reads files"),
+        ('print("")', "trial snippet"),
+        ("raise SystemExit(1)", "trial snippet: error"),
+    ],
+)
+def test_a_trial_that_is_not_isolated_is_refused(monkeypatch, breach, told):
+    """The trial is let off its own attempts here: what it says decides."""
+    monkeypatch.setattr(probe_module, "_PROBE", breach)
+    with pytest.raises(ExecutorError, match=told):
+        SandboxExecutor(config_with(memory_mib=500))  # not tried before
 
 
-def test_unsafe_local_warns_each_time():
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="without any isolation"):
-            assert isinstance(
-                make_executor(config_with(backend="unsafe_local")), UnsafeLocalExecutor
-            )
+@pytest.mark.parametrize(
+    "attempt",
+    ["reads files", "writes files", "makes files in memory", "reaches the network"],
+)
+def test_a_trial_outside_the_sandbox_tells_each_breach(tmp_path, attempt):
+    (tmp_path / "secret").write_text("x")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        code = probe_module._PROBE.format(
+            secret=str(tmp_path / "secret"),
+            prefix=str(tmp_path),
+            port=listener.getsockname()[1],
+        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert attempt in done.stdout.strip().split(",")
 
 
-@pytest.mark.filterwarnings("ignore:execution.backend")
+@pytest.mark.parametrize(
+    ("switch", "value", "told"),
+    [
+        ("/proc/sys/kernel/unprivileged_userns_clone", "0", "unprivileged_userns_clone=1"),
+        ("/proc/sys/user/max_user_namespaces", "0", "max_user_namespaces=10000"),
+        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor"),
+    ],
+)
+def test_a_switch_that_is_off_is_named(monkeypatch, tmp_path, switch, value, told):
+    _, words = bubblewrap._SWITCHES[switch]
+    (tmp_path / "switch").write_text(f"{value}\n")
+    monkeypatch.setattr(bubblewrap, "_SWITCHES", {str(tmp_path / "switch"): (value, words)})
+    assert told in bubblewrap.what_is_missing("reason")
+    (tmp_path / "switch").write_text("7\n")
+    assert told not in bubblewrap.what_is_missing("reason")
+
+
+def test_a_filter_that_the_kernel_does_not_take_is_named():
+    assert "CONFIG_SECCOMP_FILTER" in bubblewrap.what_is_missing(
+        "seccomp: Function not implemented"
+    )
+
+
+def test_unsafe_local_warns_each_time(caplog):
+    for count in (1, 2):
+        executor = make_executor(config_with(backend="unsafe_local"))
+        assert isinstance(executor, UnsafeLocalExecutor)
+        assert [r.getMessage() for r in caplog.records].count(UNSAFE) == count
+
+
 @pytest.mark.parametrize(
     ("code", "status", "stdout"),
     [
@@ -225,7 +355,6 @@ def test_unsafe_local_gives_the_same_statuses(code, status, stdout):
     assert (row["status"], row["stdout"]) == (status, stdout)
 
 
-@pytest.mark.filterwarnings("ignore:execution.backend")
 def test_unsafe_local_cuts_endless_output():
     executor = make_executor(config_with(backend="unsafe_local", output_kib=1))
     row = run_one(executor, "while True: print('x' * 99)")

@@ -205,3 +205,47 @@ def test_forged_protocol_changes_nothing(executor):
     assert rows["status"].to_list() == ["error", "ok", "ok"]
     assert rows["exit_code"].to_list() == [7, 0, 0]
     assert rows["stdout"].to_list()[1:] == ["1\n", "2\n"]
+
+
+SCANS_ITS_MEMORY = """
+import ctypes, os, re, threading
+libc = ctypes.CDLL(None)
+libc.sbrk.restype = ctypes.c_void_p
+libc.write.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+read, write = os.pipe()
+found = set()
+top = libc.sbrk(0)
+for start, end in ((top - (8 << 20), top), (id(object()) - (8 << 20), id(object()) + (8 << 20))):
+    for page in range(start & ~4095, end, 4096):
+        if libc.write(write, page, 4096) == 4096:  # fails where there is no memory
+            found |= set(re.findall(rb"tok[0-9a-f]{16}en", os.read(read, 4096)))
+print(len(found))
+"""
+
+
+def test_memory_holds_nothing_of_other_snippets():
+    executor = isolated(workers=1)
+    tokens = [f"tok{number:016x}en" for number in range(1 << 60, (1 << 60) + 24)]
+    codes = [f"x = '{token} {'y' * 900}'; print(x)" for token in tokens]
+    rows = executor.execute(snippet_frame([*codes, *[SCANS_ITS_MEMORY] * 8]))
+    assert rows["status"].to_list() == ["ok"] * len(rows)
+    assert rows["stdout"].to_list()[24:] == ["0\n"] * 8
+
+
+def test_scanning_memory_finds_what_is_there(executor):
+    """Else the test above could not fail."""
+    code = "kept = ['tok' + '0123456789abcdef' + 'en' for _ in range(9)]\n" + SCANS_ITS_MEMORY
+    assert run_one(executor, code)["stdout"] == "1\n"
+
+
+@pytest.mark.parametrize("device", ["null", "zero", "full", "random", "urandom"])
+def test_times_of_devices_cannot_be_changed(executor, device):
+    before = os.stat(f"/dev/{device}").st_mtime_ns
+    code = f"import os\ntry: os.utime('/dev/{device}')\nexcept OSError as e: print(e.errno)"
+    assert run_one(executor, code)["stdout"] == "30\n"  # EROFS
+    assert os.stat(f"/dev/{device}").st_mtime_ns == before
+
+
+def test_locks_reach_nobody_else(executor):
+    code = "import fcntl, os\nwith open(os.__file__) as f: fcntl.flock(f, fcntl.LOCK_EX)"
+    assert run_one(executor, code)["status"] == "error"

@@ -2,8 +2,9 @@
 
 import pytest
 
+from stages.execution import make_executor
 from stages.execution.protocol import why_refused
-from tests.stages.execution.frames import isolated, run_one, snippet_frame
+from tests.stages.execution.frames import config_with, isolated, run_one, snippet_frame
 
 
 def test_printing_snippet_is_ok(executor):
@@ -133,7 +134,15 @@ def test_threads_are_joined_and_exit_functions_run(executor):
     assert run_one(executor, code)["stdout"] == "thread\nlast\n"
 
 
-@pytest.mark.parametrize("draw", ["random; random.random()", "numpy; numpy.random.random()"])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        "random; random.random()",
+        "numpy; numpy.random.random()",
+        "numpy; numpy.random.default_rng().random()",
+        "sympy; sympy.randprime(1, 10**9)",
+    ],
+)
 def test_the_same_code_draws_the_same_numbers_and_other_code_others(executor, draw):
     code = f"import {draw}"
     rows = executor.execute(snippet_frame([code, code, f"{code} # other"]))
@@ -192,3 +201,96 @@ def test_main_module_holds_what_the_snippet_defines(executor):
         "print(__name__, pickle.loads(pickle.dumps(Point(3))).x)\n"
     )
     assert run_one(executor, code)["stdout"] == "__main__ 3\n"
+
+
+def test_generators_of_one_snippet_differ_from_each_other(executor):
+    code = "from numpy.random import default_rng as g; print(g().random() == g().random())"
+    assert run_one(executor, code)["stdout"] == "False\n"
+    seeded = "from numpy.random import default_rng as g; print(g(3).random() == g(3).random())"
+    assert run_one(executor, seeded)["stdout"] == "True\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["9**9999", "class A:\n    def __repr__(self): raise ValueError('no')\nA()"],
+)
+def test_a_last_value_that_cannot_be_shown_is_an_error(executor, code):
+    row = run_one(executor, code)
+    assert (row["status"], row["stdout"]) == ("error", "")
+    assert "ValueError" in row["stderr"]
+
+
+@pytest.mark.parametrize("module", ["random", "numpy.random"])
+def test_replayed_cells_draw_the_numbers_that_they_drew(executor, module):
+    drew = f"import {module}\nx = {module}.random()"
+    shown = run_one(executor, f"{drew}\nprint(x)")["stdout"]
+    again = executor.execute(snippet_frame(["print(x)"], [f"{drew}\nprint(x)"]))
+    assert again["stdout"].to_list() == [shown]
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        "import os; x = 1; os._exit(0)",
+        "import sys; x = 1; sys.stdout.close()",
+        "import io, sys; x = 1; sys.stdout = io.StringIO()",
+        "import atexit; x = 1; atexit.register(print, 'late')",
+        "import sys; x = 1; sys.exit(3)",
+    ],
+)
+def test_however_an_earlier_cell_ended_the_next_one_prints(executor, earlier):
+    rows = executor.execute(snippet_frame(["print(x)"], [earlier]))
+    assert rows["stdout"].to_list() == ["1\n"], rows["stderr"][0]
+
+
+def test_an_earlier_cell_that_was_refused_left_no_state(executor):
+    rows = executor.execute(snippet_frame(["print(x)"], ["x = 1", "x = 2\0"]))
+    assert rows["stdout"].to_list() == ["1\n"]
+
+
+@pytest.mark.parametrize("end", ["quit()", "exit()", "exit(0)"])
+def test_the_interactive_ways_to_end_work(executor, end):
+    row = run_one(executor, f"print(1)\n{end}\nprint(2)")
+    assert (row["status"], row["stdout"]) == ("ok", "1\n")
+
+
+@pytest.mark.parametrize("code", ["def f(:", "x = 1\n1/0", "import json; json.loads('{')"])
+def test_a_traceback_shows_no_frame_of_ours(executor, code):
+    row = run_one(executor, code)
+    assert row["status"] == "error"
+    assert "stages" not in row["stderr"]
+    assert "_cells" not in row["stderr"]
+    assert "ast.py" not in row["stderr"]
+
+
+def test_what_a_snippet_makes_of_the_ways_to_end_is_its_own_affair(executor):
+    row = run_one(executor, "import os\nos._exit = lambda code: None\nprint(1)")
+    assert (row["status"], row["stdout"], row["stderr"]) == ("ok", "1\n", "")
+
+
+def test_code_beyond_a_mebibyte_is_refused(executor):
+    assert run_one(executor, "#" + "x" * (1 << 20))["status"] == "refused"
+    assert run_one(executor, "print(1)#" + "x" * ((1 << 20) - 9))["stdout"] == "1\n"
+
+
+def test_a_long_snippet_gives_way(executor):
+    code = (
+        "import os, time\nt = time.monotonic()\n"
+        "while os.getpriority(os.PRIO_PROCESS, 0) == 0 and time.monotonic() - t < 10: pass\n"
+        "print(os.getpriority(os.PRIO_PROCESS, 0))"
+    )
+    assert run_one(executor, code)["stdout"] == "10\n"
+
+
+def test_seven_that_hang_leave_a_lane_for_the_eighth():
+    executor = isolated(workers=1, wall_time_s=4.0)
+    rows = executor.execute(snippet_frame(["import time; time.sleep(60)"] * 7 + ["print(1)"]))
+    assert rows["status"].to_list() == ["timeout"] * 7 + ["ok"]
+    assert rows["wall_s"][7] < 4.0
+
+
+def test_a_signal_without_a_name_is_an_error():
+    row = run_one(
+        make_executor(config_with(backend="unsafe_local")), "import os; os.kill(os.getpid(), 36)"
+    )
+    assert (row["status"], row["stderr"]) == ("error", "signal 36\n")

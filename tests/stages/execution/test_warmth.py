@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from stages.execution import _supervisor
 from stages.execution.lanes import Zygote
 from tests.stages.execution.frames import config_with, isolated, run_one, snippet_frame
 from tests.stages.execution.test_many import descendants
@@ -64,3 +66,21 @@ def test_a_warm_interpreter_that_is_killed_comes_back():
     time.sleep(0.2)
     for wanted in ("print(1)", code):
         assert run_one(executor, wanted)["stdout"] == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("raise SystemExit(3)", "bad cannot be imported: SystemExit: 3"),
+        ("raise ValueError('a\\nb')", "bad cannot be imported: ValueError: a"),
+        ("import none_such", "no module none_such"),
+        ("print('loud')", None),
+    ],
+)
+def test_whatever_a_module_does_when_it_is_imported_is_told_as_its_doing(
+    tmp_path, monkeypatch, source, told
+):
+    (tmp_path / "bad.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad", raising=False)
+    assert _supervisor._warm_up("bad") == told

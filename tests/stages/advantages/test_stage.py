@@ -286,7 +286,7 @@ def test_repeated_turns_are_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shaped_total": None}, "without reward"),
+        ({"shaped_total": None}, "without shaped_total"),
         ({"outcome": None}, "without outcome"),
         ({"excluded": "infrastructure", "shaped_total": None}, "in part"),
     ],

@@ -1,0 +1,155 @@
+"""The stage: checks the rewards, leaves out what cannot be credited, and credits the rest.
+
+No row is dropped: what has no advantage says why in `excluded`. The formulas of the estimators
+are in `estimators.py`, those of GTPO's baselines in `baselines.py`.
+
+Known hazard of GTPO: with gamma < 1 the early turns of right trajectories have lower returns than
+the late ones, so pooling over the group penalises them and weights long trajectories; per turn
+index hides a bonus for one more turn where turn counts vary. `turnledger compare-estimators`
+shows both on a stored run.
+"""
+
+import dataframely as dy
+import numpy as np
+import polars as pl
+
+from schemas.config import AdvantagesConfig
+from schemas.errors import TurnledgerError
+from schemas.tables import (
+    TRAJECTORY_KEY,
+    TURN_KEY,
+    Advantages,
+    Excluded,
+    ShapedRewards,
+)
+from stages.advantages.estimators import ESTIMATORS, Credit, equal_outcomes
+from stages.advantages.rows import SMALLEST_SCALE, Flags, Floats, Rows
+
+TWO_PARTS = ("mt_grpo", "gigpo")
+"""Estimators with an advantage of the trajectory and one of the turn."""
+
+
+def estimate_advantages(
+    shaped_rewards: dy.DataFrame[ShapedRewards], config: AdvantagesConfig
+) -> dy.DataFrame[Advantages]:
+    """Returns the advantage of every turn, with the return, baseline and scale it is made of.
+
+    Turns excluded before have none of these. Turns of a group whose outcomes are all equal keep
+    their return where such groups are dropped; turns whose normalisation set has no variance
+    keep return and baseline. Neither has a scale or an advantage, and only the latter counted in
+    the statistics.
+
+    Args:
+        shaped_rewards: Rewards of whole trajectories, turns numbered from 0 without gaps.
+        config: Estimator and its settings, and what becomes of groups without variance of
+            outcome. Settings that the estimator does not have are ignored: what was used is in
+            the columns `gamma`, `normalise` and `turn_weight`.
+
+    Returns:
+        One row a turn, in the order of the key.
+
+    Raises:
+        TurnledgerError: If turns of a trajectory are missing or repeated, if it is excluded only
+            in part, if a turn that counts has no reward, outcome, or state where it is needed.
+    """
+    turns = shaped_rewards.sort(TURN_KEY).with_columns(pl.col("excluded").cast(pl.String))
+    _require_contiguous_turns(turns)
+    _require_values(turns, config)
+    rows = Rows(turns, counts=turns["excluded"].is_null().to_numpy())
+    equal = equal_outcomes(rows) & rows.counts
+    dropped = equal & (config.groups_without_outcome_variance == "drop")
+    rows = Rows(turns, counts=rows.counts & ~dropped)
+    credit = ESTIMATORS[config.estimator](rows, config)
+    return _table(rows, credit, config, equal=equal, dropped=dropped)
+
+
+def _table(
+    rows: Rows, credit: Credit, config: AdvantagesConfig, *, equal: Flags, dropped: Flags
+) -> dy.DataFrame[Advantages]:
+    """Puts what an estimator says beside the keys, with the reason where it says nothing."""
+    known = ~np.isnan(credit.reward) & (rows.counts | dropped)
+    varies = rows.counts & (credit.scale > SMALLEST_SCALE) & ~np.isnan(credit.baseline)
+    part = np.divide(
+        credit.returns - credit.baseline,
+        credit.scale,
+        out=np.full_like(credit.returns, np.nan),
+        where=varies,
+    )
+    advantage, weight = part, None
+    if credit.turn_advantage is not None:
+        weight = config.turn_weight
+        of_turn = np.where(rows.counts, credit.turn_advantage, np.nan)
+        advantage = np.nan_to_num(part) + weight * np.nan_to_num(of_turn)
+        advantage[np.isnan(part) & np.isnan(of_turn)] = np.nan
+    nothing = rows.counts & np.isnan(advantage)
+    reasons = (
+        pl.when(pl.lit(pl.Series(nothing)))
+        .then(pl.lit(Excluded.ZERO_RETURN_VARIANCE.value))
+        .when(pl.lit(pl.Series(dropped)))
+        .then(pl.lit(Excluded.ZERO_OUTCOME_VARIANCE.value))
+        .otherwise("excluded")
+    )
+    table = rows.frame.select(
+        *TURN_KEY,
+        _nullable("reward", credit.reward, known),
+        _nullable("return", credit.returns, known),
+        _nullable("baseline", credit.baseline, rows.counts),
+        _nullable("scale", credit.scale, varies),
+        _nullable("turn_advantage", credit.turn_advantage, rows.counts),
+        pl.lit(weight, pl.Float64).alias("turn_weight"),
+        _nullable("advantage", advantage, rows.counts),
+        pl.lit(config.estimator).alias("estimator"),
+        pl.lit(credit.gamma).alias("gamma"),
+        pl.lit(credit.normalise).alias("normalise"),
+        pl.Series("outcomes_equal", equal),
+        reasons.alias("excluded"),
+    )
+    return Advantages.validate(table.select(Advantages.column_names()), cast=True)
+
+
+def _nullable(name: str, values: Floats | None, where: Flags) -> pl.Expr:
+    """Returns a column that is null where there is no value, or none that counts."""
+    if values is None:
+        return pl.lit(None, pl.Float64).alias(name)
+    column = pl.Series(name, np.where(where, values, np.nan))
+    return pl.lit(column).fill_nan(None).alias(name)
+
+
+def _require_contiguous_turns(turns: pl.DataFrame) -> None:
+    expected = pl.int_range(pl.len()).over(TRAJECTORY_KEY)
+    broken = turns.filter(pl.col("turn_index") != expected)
+    if broken.height:
+        raise TurnledgerError(
+            f"trajectory {_key_of(broken)} has a missing or repeated turn_index: turns must count "
+            "0, 1, 2 and so on"
+        )
+
+
+def _require_values(turns: pl.DataFrame, config: AdvantagesConfig) -> None:
+    counts = pl.col("excluded").is_null()
+    partly = turns.filter(counts.any().over(TRAJECTORY_KEY) & ~counts)
+    if partly.height:
+        raise TurnledgerError(
+            f"trajectory {_key_of(partly)} is excluded in part: exclude all of its turns"
+        )
+    if config.estimator == "gtpo":
+        rewards = ["shaped_total"]
+    elif config.estimator in TWO_PARTS:
+        rewards = ["accuracy", "total"]
+    else:
+        rewards = ["grpo_reward"]
+    for column in (*rewards, "outcome"):
+        without = turns.filter(counts & pl.col(column).is_null())
+        if without.height:
+            raise TurnledgerError(
+                f"trajectory {_key_of(without)} has a turn without {column} and without a reason"
+            )
+    if config.estimator == "gigpo" and turns["state"].null_count():
+        raise TurnledgerError(
+            "gigpo needs the state of every turn, which these rewards do not have: rerun "
+            "turn_rewards"
+        )
+
+
+def _key_of(turns: pl.DataFrame) -> str:
+    return ", ".join(f"{k}={turns[k][0]}" for k in TRAJECTORY_KEY)
