@@ -157,6 +157,8 @@ def _plan(folder: Path) -> dict[str, str]:
 
 def _pooling(folder: Path, path: str) -> str:
     config = _json(folder / path / "config.json")
+    if not isinstance(config, dict):
+        raise EmbeddingError(f"{folder / path}: config.json holds no settings of a pooling")
     modes = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
     named = [_POOLING.get(mode) for mode in modes]
     if "pooling_mode" in config:  # newer versions write one name

@@ -42,6 +42,8 @@ class CodeBleuSimilarity:
         """
         require_code_bleu()
         self._parts = parts
+        # It warns of every reference without data flow, through the root logger.
+        logging.getLogger().addFilter(_is_not_of_data_flow)
 
     def __call__(self, codes: slice, peers: slice) -> np.ndarray:
         """Returns the similarity of each code to each peer, its reference."""
@@ -66,5 +68,5 @@ def _code_bleu(code: str, reference: str) -> float:
     return float(calc_codebleu([reference], [code], lang="python")["codebleu"])
 
 
-# It warns of every reference without data flow, through the root logger.
-logging.getLogger().addFilter(lambda record: record.module != "dataflow_match")
+def _is_not_of_data_flow(record: logging.LogRecord) -> bool:
+    return record.module != "dataflow_match"

@@ -40,7 +40,7 @@ def holds_token(code: pl.Expr) -> pl.Expr:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenNumbers:
-    """The tokens of several codes as numbers: equal numbers for equal tokens."""
+    """The tokens of several codes as numbers: equal ones for equal tokens, low ones for usual."""
 
     numbers: np.ndarray
     """Of the tokens of all codes, one code after the other, [tokens]."""
@@ -53,16 +53,13 @@ class TokenNumbers:
         tokens = tokenise(codes)
         lengths = tokens.list.len().to_numpy()
         flat = tokens.filter(tokens.list.len() > 0).explode()
-        kinds = pl.Enum(flat.unique())
+        kinds = pl.Enum(flat.value_counts(sort=True)["tokens"])
         return cls(
             numbers=flat.cast(kinds).to_physical().to_numpy().astype(np.int64),
             bounds=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
         )
 
     def take(self, codes: slice) -> "TokenNumbers":
-        """Returns neighbouring codes with their tokens numbered from 0, no number left out."""
+        """Returns neighbouring codes, their tokens numbered as they are."""
         bounds = self.bounds[codes.start : codes.stop + 1]
-        numbers = self.numbers[bounds[0] : bounds[-1]]
-        return TokenNumbers(
-            numbers=np.unique(numbers, return_inverse=True)[1], bounds=bounds - bounds[0]
-        )
+        return TokenNumbers(numbers=self.numbers[bounds[0] : bounds[-1]], bounds=bounds - bounds[0])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from schemas.config import SimilarityConfig
 from stages.similarity import similarity_matrix
+from stages.similarity.edit import _characters
 from tests.stages.reward_frames import LAW
 from tests.stages.similarity.test_tokens import tokens_of
 
@@ -81,6 +82,13 @@ def test_edit_similarity_tells_more_tokens_apart_than_there_are_small_characters
     # The numbers of tokens reach the code points that no string can hold.
     many = " ".join(f"x{number}" for number in range(0xD800 + 10))
     assert similarity(many, many + " y", EDIT) == pytest.approx(1 - 1 / (0xD800 + 11))
+
+
+def test_edit_similarity_tells_tokens_apart_whatever_their_numbers() -> None:
+    numbers = np.array([0, 0xD7FF, 0xD800, 0xFFFF, 0x10F7FF, 0x10F800, 2**40, 0])
+    text = _characters(numbers)
+    assert len(set(text)) == 7
+    assert text[0] == text[-1]
 
 
 def distance(a: Sequence[str], b: Sequence[str]) -> int:

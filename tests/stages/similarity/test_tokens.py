@@ -71,4 +71,4 @@ def test_numbers_are_equal_where_tokens_are(codes: list[str], data: st.DataObjec
     assert np.diff(taken.bounds).tolist() == [len(tokens_of(code)) for code in codes[start:]]
     numbered = dict(zip(tokens, taken.numbers.tolist(), strict=True))
     assert [numbered[token] for token in tokens] == taken.numbers.tolist()
-    assert sorted(numbered.values()) == list(range(len(numbered)))
+    assert len(set(numbered.values())) == len(numbered)
