@@ -293,3 +293,13 @@ def test_without_a_pair_to_compare_nothing_is_embedded() -> None:
 
     config = SimilarityConfig(measure="embedding", embedding_path="model")
     shape(config, [{"code": "a"}, WRONG], [RIGHT], embed=embed)
+
+
+def test_a_turn_that_is_no_python_does_not_spoil_the_tree_of_the_others() -> None:
+    shaped = shape(
+        SimilarityConfig(measure="tree"),
+        [{"code": "a = b"}, {"code": "a = ("}, WRONG],
+        [{"code": "x = y"}, RIGHT],
+    )
+    # The assignment is shared; the broken line is a part that the peer has not.
+    assert of(shaped, 0, "similarity_max")[0] == pytest.approx(2 * 1 / (2 + 1))
