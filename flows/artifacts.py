@@ -6,12 +6,15 @@ Rows stay in the store; an artifact holds a few lines.
 import re
 from typing import Any
 
+import polars as pl
 from prefect.artifacts import create_link_artifact, create_table_artifact
 
 from flows.binding import Place
 from flows.events import StageEvent
 from flows.policies import policy_slot
 from flows.report import accuracy_by_iteration
+from schemas.tables import ShapedRewards
+from stages.similarity.report import shaping_report, summarise_shaping
 from storage import Store
 
 
@@ -34,12 +37,13 @@ class EventLog:
 
 
 def publish_iteration(place: Place, events: list[StageEvent]) -> None:
-    """Makes a table of an iteration's stage runs, and a link to its policy."""
+    """Makes tables of an iteration's stage runs and shaping, and a link to its policy."""
     create_table_artifact(
         key=artifact_key(place.run, "stages"),
         table=[_row(event) for event in events],
         description=f"Run {place.run}, iteration {place.iteration}: stage runs and their tables.",
     )
+    _publish_shaping(place, events)
     slot = policy_slot(place.run, place.iteration)
     store = place.open()
     if store.manifest(slot) is not None:
@@ -48,6 +52,20 @@ def publish_iteration(place: Place, events: list[StageEvent]) -> None:
             link=_link(store, f"{slot.uri}/policy"),
             link_text=f"policy of {place.run}, iteration {place.iteration}",
         )
+
+
+def _publish_shaping(place: Place, events: list[StageEvent]) -> None:
+    outputs = [event.output for event in events if event.slot.stage == "similarity"]
+    refs = [output.tables["shaped_rewards"] for output in outputs if output is not None]
+    if not refs:
+        return
+    shaped = ShapedRewards.validate(pl.concat(place.open().read(ref) for ref in refs))
+    create_table_artifact(
+        key=artifact_key(place.run, "shaping"),
+        table=summarise_shaping(shaping_report(shaped)).to_dicts(),
+        description=f"Run {place.run}, iteration {place.iteration}: similarities of wrong code "
+        "to right code, and pairs of trajectories whose order by reward shaping changed.",
+    )
 
 
 def publish_accuracy(place: Place) -> None:

@@ -82,6 +82,8 @@ class StageRun:
     """Input name to reference."""
     seed: int | None = None
     """Seed of a stage that draws at random."""
+    libraries: tuple[str, ...] = ()
+    """Distributions that decide the result by its settings, beside those of its stage."""
     compute: Callable[[], Produced]
     """Reads the inputs and does the work."""
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -96,7 +98,7 @@ class StageRun:
             config=dict(self.config),
             inputs={name: ref.content for name, ref in self.inputs.items()},
             seed=self.seed,
-            libraries=_libraries(self.slot.stage),
+            libraries=_libraries(self.slot.stage, self.libraries),
         )
 
 
@@ -185,7 +187,7 @@ def _code(stage: str) -> dict[str, str]:
 
 
 @lru_cache
-def _libraries(stage: str) -> dict[str, str]:
-    names = (*EVERY_STAGE, *STAGES[stage].libraries)
+def _libraries(stage: str, more: tuple[str, ...]) -> dict[str, str]:
+    names = (*EVERY_STAGE, *STAGES[stage].libraries, *more)
     versions = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), **versions}

@@ -30,6 +30,13 @@ class StageSpec:
 EVERY_STAGE = ("numpy", "polars")
 """Distributions whose version is part of every fingerprint, as is that of Python."""
 
+MEASURE_LIBRARIES: dict[str, tuple[str, ...]] = {
+    "edit": ("rapidfuzz",),
+    "embedding": ("torch", "transformers", "tokenizers"),
+    "codebleu": ("codebleu", "tree-sitter", "tree-sitter-python"),
+}
+"""Measure of similarity to the distributions that decide it, beside those of every stage."""
+
 STAGES: dict[str, StageSpec] = {
     "problems": StageSpec(
         code=("storage.problems", "storage.problem_sources"),
@@ -87,9 +94,8 @@ STAGES: dict[str, StageSpec] = {
         sections=("turn_rewards",),
     ),
     "similarity": StageSpec(
-        code=("stages.similarity",),
+        code=("stages.similarity", "storage.embeddings"),
         tables=("shaped_rewards",),
-        libraries=("rapidfuzz",),
         sections=("similarity",),
     ),
     "advantages": StageSpec(

@@ -270,7 +270,13 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
     old = Place(store=opened.url, run=source, iteration=asked.iteration)
     check_source(opened, old, scope)
     reads = PROBLEM_PATHS if reads_problems(old, scope) else ()
-    check_inputs(asked.config, old.at(0), reads=reads, runs_code=scope.runs_code)
+    check_inputs(
+        asked.config,
+        old.at(0),
+        reads=reads,
+        runs_code=scope.runs_code,
+        shapes=scope.computes("similarity"),
+    )
     doing = "evaluation of" if is_evaluation else f"rerun of {scope.first} in"
     typer.echo(f"{doing} {source}, iteration {asked.iteration}, into {name}")
 

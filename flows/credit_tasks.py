@@ -4,10 +4,15 @@ Each function describes a stage run; the closure inside reads the inputs, hands 
 stage and names what comes back.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import polars as pl
 
 from flows.binding import Place, Produced, StageRun
-from flows.resources import on_torch_thread
+from flows.catalogue import MEASURE_LIBRARIES
+from flows.outside import embedding_model
+from flows.resources import embedding_of, on_torch_thread
 from flows.stage_tasks import stage_task
 from flows.task_inputs import (
     Shard,
@@ -35,7 +40,7 @@ from stages.advantages import estimate_advantages
 from stages.evaluation import evaluate
 from stages.optimisation import make_batch, optimise
 from stages.shards import take_shard
-from stages.similarity import shape_rewards
+from stages.similarity import require_measure, shape_rewards
 from stages.turn_rewards import score_turns
 from storage.checkpoints import load_optimiser_state, load_policy, save_policy
 
@@ -73,21 +78,30 @@ def similarity_task(
     turns: list[StageOutput],
     rewards: StageOutput,
     config: SimilarityConfig,
+    compute_config: ComputeConfig,
 ) -> StageRun:
     """Shapes the rewards of a shard's wrong trajectories by resemblance to right ones."""
     said = [output.tables["turns"] for output in turns]
     turn_rewards = rewards.tables["turn_rewards"]
+    require_measure(config)
+    model = embedding_model(config)
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        return on_torch_thread(
+            compute_config, lambda: embedding_of(model["embedding"], compute_config)(texts)
+        )
 
     def compute() -> Produced:
         scored = TurnRewards.validate(place.open().read(turn_rewards))
-        shaped = shape_rewards(read_turns(place, said), scored, config)
+        shaped = shape_rewards(read_turns(place, said), scored, config, embed)
         return Produced(tables={"shaped_rewards": shaped})
 
     return StageRun(
         place=place,
         slot=place.slot("similarity", shard=shard.index),
-        config=config.model_dump(mode="json"),
-        inputs={**numbered("turns", said), "turn_rewards": turn_rewards},
+        config=config.model_dump(mode="json", exclude={"embedding_path"}),
+        inputs={**numbered("turns", said), "turn_rewards": turn_rewards, **model},
+        libraries=MEASURE_LIBRARIES.get(config.measure, ()),
         compute=compute,
     )
 

@@ -1,4 +1,4 @@
-"""What comes from outside the store: problem files and given policies, named by their content.
+"""What comes from outside the store: problem files, policies, models; named by their content.
 
 A run that has stored what it made of them needs them no more. They may be moved, and are not
 there where the run was imported; then the stored result says what their content was. It stands in
@@ -6,12 +6,13 @@ only for the very file that the run's settings name: another path that leads now
 """
 
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 
 from flows.binding import Place
 from flows.task_inputs import foreign_ref
-from schemas.config import ExecutionConfig, ProblemsConfig, RunConfig
-from schemas.errors import ConfigError, PolicyError, ProblemFileError
+from schemas.config import ExecutionConfig, ProblemsConfig, RunConfig, SimilarityConfig
+from schemas.errors import ConfigError, EmbeddingError, PolicyError, ProblemFileError
 from schemas.refs import FOREIGN, Ref
 from storage import Fingerprint
 from storage.digests import files_below, folder_digest
@@ -84,6 +85,33 @@ def readable_files(config: ExecutionConfig) -> dict[str, Ref]:
     if not Path(path).is_dir():
         raise ConfigError(f"execution.files_path: {path} is no folder")
     return {"files": _named(path, folder_digest(Path(path)))}
+
+
+def embedding_model(config: SimilarityConfig) -> dict[str, Ref]:
+    """Returns the embedding model of the measure, as input of the shaping; none without one.
+
+    Raises:
+        EmbeddingError: If the folder is no sentence-transformers model.
+    """
+    path = config.embedding_path
+    if config.measure != "embedding" or path is None:
+        return {}
+    from storage.embeddings import check_embedding_folder
+
+    folder = Path(path)
+    try:
+        check_embedding_folder(folder)
+    except EmbeddingError as error:
+        raise EmbeddingError(f"similarity.embedding_path: {error}") from error
+    status = {name: (folder / name).stat() for name in files_below(folder)}
+    stamps = tuple((name, found.st_size, found.st_mtime_ns) for name, found in status.items())
+    return {"embedding": _named(path, _digest_of_stamped(folder, stamps))}
+
+
+@lru_cache(maxsize=8)
+def _digest_of_stamped(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """Digests a folder once, not for each of its many stage runs, while sizes and times stay."""
+    return folder_digest(folder)
 
 
 def contents(

@@ -7,17 +7,19 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from flows.binding import open_store
 from schemas.config import ComputeConfig, ExecutionConfig
-from schemas.refs import CheckpointRef
+from schemas.refs import CheckpointRef, Ref
 from stages.dialogue import Dialogue
 from stages.execution import Executor, make_executor
 from stages.rollout.transformers_engine import TransformersEngine
 from storage.checkpoints import load_policy
+from storage.embeddings import EmbeddingModel, load_embedding_model
 
 T = TypeVar("T")
 
@@ -48,6 +50,12 @@ def engine_of(
         return _engine(store, policy, compute.device)
 
 
+def embedding_of(model: Ref, compute: ComputeConfig) -> EmbeddingModel:
+    """Returns the embedding model of a folder."""
+    with _making:
+        return _embedding(model.uri, model.content, compute.device)
+
+
 def executor_of(config: ExecutionConfig) -> Executor:
     """Returns the executor of a configuration, probed when it is first made."""
     with _making:
@@ -70,6 +78,12 @@ def _engine(store: str, policy: CheckpointRef, device: str) -> tuple[Transformer
     model, tokenizer = load_policy(open_store(store).path(policy), device=device)
     engine = TransformersEngine(model, policy_version=policy.policy_version)
     return engine, Dialogue(tokenizer)
+
+
+@lru_cache(maxsize=1)
+def _embedding(path: str, content: str, device: str) -> EmbeddingModel:
+    # The content counts: another model may have come to the same place.
+    return load_embedding_model(Path(path), device=device)
 
 
 @lru_cache(maxsize=2)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from flows.binding import Place
 from flows.catalogue import ORDER, STAGES, Scope
-from flows.outside import PATHS, contents, readable_files, stored_contents
+from flows.outside import PATHS, contents, embedding_model, readable_files, stored_contents
 from schemas.config import RunConfig, changed_keys, override_config
 from schemas.errors import (
     ConfigError,
@@ -39,6 +39,7 @@ def check_inputs(
     *,
     reads: Collection[str] = PATHS,
     runs_code: bool = True,
+    shapes: bool = True,
 ) -> None:
     """Refuses what would fail later, before anything is started.
 
@@ -47,15 +48,23 @@ def check_inputs(
         place: Iteration 0 of the run whose results it builds on; null for a new store.
         reads: Settings that name what the flow reads from outside the store.
         runs_code: Whether the flow may execute code, so that the sandbox is tried.
+        shapes: Whether the flow shapes rewards, so that its measure is looked for.
 
     Raises:
         ProblemFileError: If a problem file is missing, and its problems are not stored.
         PolicyError: If the policy folder is no model folder, and the policy is not stored.
-        ConfigError: If torch cannot use the device, or snippets are to read what is no folder.
+        ConfigError: If torch cannot use the device, snippets are to read what is no folder, or
+            the package of the measure of similarity is missing.
+        EmbeddingError: If the embedding model of the measure is no such model.
         ExecutorError: If code cannot be isolated on this machine.
     """
     contents(place, config, reads)
     _check_device(config.compute.device)
+    if shapes:
+        from stages.similarity import require_measure
+
+        require_measure(config.similarity)
+        embedding_model(config.similarity)
     if runs_code:
         from flows.resources import try_executor
 

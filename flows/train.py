@@ -281,7 +281,9 @@ def submit_shaping(
 ) -> list[Any]:
     """Has the rewards of every shard shaped; returns futures in the order of the chains."""
     return [
-        similarity_task.submit(place, chain.shard, chain.turns, scored, config.similarity)
+        similarity_task.submit(
+            place, chain.shard, chain.turns, scored, config.similarity, config.compute
+        )
         for chain, scored in zip(chains, rewards, strict=True)
     ]
 

@@ -143,11 +143,22 @@ class SimilarityConfig(Section):
 
     alpha: float = Field(0.5, ge=0, le=1)
     """Largest shaped accuracy; 0 switches shaping off."""
-    measure: Literal["edit", "ngram"] = "edit"
-    """Normalised edit similarity on code tokens, or cosine of token n-gram counts."""
+    measure: Literal["edit", "ngram", "tree", "embedding", "codebleu"] = "edit"
+    """How code is compared; `stages.similarity` has a module with the formula of each."""
     ngram: int = Field(3, ge=1)
+    """Tokens of an n-gram of `ngram`."""
+    embedding_path: str | None = None
+    """Folder of a sentence-transformers model, for `embedding`."""
+    scope: Literal["trajectory", "turn"] = "trajectory"
+    """`trajectory` shapes the last turn by the code of all, as the paper; `turn` each with code."""
     aggregate: Literal["mean", "max"] = "mean"
     """Over the right peers; the paper takes the mean."""
+
+    @model_validator(mode="after")
+    def _embedding_needs_a_model(self) -> "SimilarityConfig":
+        if self.measure == "embedding" and self.embedding_path is None:
+            raise ValueError("embedding_path is needed by measure=embedding: name a model's folder")
+        return self
 
 
 class AdvantagesConfig(Section):

@@ -25,6 +25,10 @@ class PolicyError(TurnledgerError):
     """A policy folder that is missing or holds no causal language model and tokenizer."""
 
 
+class EmbeddingError(TurnledgerError):
+    """A folder that is missing or holds no text-embedding model."""
+
+
 class ExecutorError(TurnledgerError):
     """Code execution that cannot be isolated on this machine or failed as a whole."""
 

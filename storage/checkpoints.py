@@ -29,7 +29,7 @@ transformers_logging.disable_progress_bar()
 
 # transformers imports a model's modules when it is first opened, and fails where two threads do
 # so at once.
-_one_at_a_time = threading.Lock()
+one_at_a_time = threading.Lock()
 
 OPTIMISER_FILE = "optimiser.pt"
 UNREADABLE = (
@@ -73,7 +73,7 @@ def load_policy(
     if not (folder / "config.json").is_file():
         raise PolicyError(f"{folder} is no model folder: config.json is missing")
     try:
-        with _one_at_a_time:
+        with one_at_a_time:
             opened: Any = AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
             )

@@ -46,7 +46,7 @@ def test_page_lists_every_reward_component() -> None:
 
 
 def test_worked_example_is_what_the_stage_computes() -> None:
-    code = next(block for block in blocks_of(PAGE) if block.language == "python")
+    code = next(block for block in blocks_of(PAGE) if "estimate_advantages" in block.text)
     names: dict[str, Any] = {}
     exec(compile(code.text, code.name, "exec"), names)
     credit: pl.DataFrame = names["credit"]

@@ -46,7 +46,9 @@ def in_class(name: str, line: str) -> tuple[str, str]:
     ("file", "pattern", "new", "stale"),
     [
         ("stages/grading.py", r"\Z", "EXTRA = 1\n", GRADED),
-        ("stages/similarity.py", r"\Z", "EXTRA = 1\n", {"similarity"}),
+        ("stages/similarity/tree.py", r"\Z", "EXTRA = 1\n", {"similarity"}),
+        ("stages/similarity/report.py", r"\Z", "EXTRA = 1\n", set()),
+        ("storage/embeddings.py", r"\Z", "EXTRA = 1\n", {"similarity"}),
         ("stages/advantages/rows.py", r"\Z", "EXTRA = 1\n", {"advantages"}),
         ("stages/comparison.py", r"\Z", "EXTRA = 1\n", set()),
         ("stages/__init__.py", r"\Z", "EXTRA = 1\n", IN_STAGES),

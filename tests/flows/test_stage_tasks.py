@@ -193,7 +193,8 @@ def test_a_training_leaves_tables_and_links_in_prefect(trained: Path) -> None:
         return {artifact.key: artifact for artifact in found if artifact.key}
 
     found = asyncio.run(artifacts())
-    assert {"small-stages", "small-policy", "small-accuracy"} <= found.keys()
+    assert {"small-stages", "small-policy", "small-accuracy", "small-shaping"} <= found.keys()
+    assert json.loads(found["small-shaping"].data)[0]["groups"] == 6
     rows = json.loads(found["small-stages"].data)
     assert {row["stage"] for row in rows} >= {"rollout", "advantages"}
     assert "stage=optimisation/policy" in found["small-policy"].data

@@ -1,8 +1,7 @@
-"""Similarity shaping: what resembles what, and who earns what for it."""
+"""Shaping: who earns what for code that resembles right code."""
 
-import re
-from collections import Counter
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -15,152 +14,31 @@ from polars.testing import assert_frame_equal
 from schemas.config import SimilarityConfig, TurnRewardsConfig
 from schemas.errors import TurnledgerError
 from schemas.tables import ShapedRewards, TurnRewards, Turns
-from stages.similarity import code_similarity, shape_rewards, tokenise
+from stages.similarity import Embed, shape_rewards, similarity_matrix
 from stages.turn_rewards import score_turns
 from tests.stages.reward_frames import LAW, Turn, executions_frame, prompts_frame, turns_frame
 
 EDIT = SimilarityConfig(measure="edit")
-NGRAM = SimilarityConfig(measure="ngram", ngram=3)
-MEASURES = pytest.mark.parametrize("config", [EDIT, NGRAM], ids=["edit", "ngram"])
 
 RIGHT: Turn = {"answer": "7"}
 WRONG: Turn = {"answer": "8"}
-CODES = st.lists(
-    st.sampled_from(["x", "y", "=", "+", "1", "print", "(", ")", "\n"]), min_size=1, max_size=30
-).map(" ".join)
-
-
-def tokens_of(code: str) -> list[str]:
-    tokens: list[str] = tokenise(pl.Series([code]))[0].to_list()
-    return tokens
-
-
-def similarity(a: str, b: str, config: SimilarityConfig) -> float:
-    return float(code_similarity([tokens_of(a)], [tokens_of(b)], config)[0, 0])
 
 
 def shape(
-    config: SimilarityConfig, *trajectories: list[Turn], lost: int | None = None
+    config: SimilarityConfig,
+    *trajectories: list[Turn],
+    lost: int | None = None,
+    embed: Embed | None = None,
 ) -> pl.DataFrame:
     """Shapes one group whose gold answer is 7; `lost` is the trajectory the machine failed."""
     turns = turns_frame({("t", i): turns for i, turns in enumerate(trajectories)})
     executions = executions_frame({} if lost is None else {("t", lost, 0): "infrastructure"})
     rewards = score_turns(prompts_frame({"t": "7"}), turns, executions, TurnRewardsConfig())
-    return shape_rewards(turns, rewards, config)
+    return shape_rewards(turns, rewards, config, embed)
 
 
 def of(shaped: pl.DataFrame, sample: int, column: str) -> list[Any]:
     return shaped.filter(pl.col("sample_index") == sample)[column].to_list()
-
-
-@MEASURES
-@LAW
-@given(code=CODES)
-def test_identical_code_has_similarity_1(config: SimilarityConfig, code: str) -> None:
-    if tokens_of(code):
-        assert similarity(code, code, config) == pytest.approx(1.0, abs=1e-12)
-
-
-@MEASURES
-@LAW
-@given(a=CODES, b=CODES)
-def test_similarity_is_symmetric_and_within_0_and_1(
-    config: SimilarityConfig, a: str, b: str
-) -> None:
-    if tokens_of(a) and tokens_of(b):
-        there, back = similarity(a, b, config), similarity(b, a, config)
-        assert there == pytest.approx(back, abs=1e-12)
-        assert 0.0 <= there <= 1.0
-
-
-@MEASURES
-def test_code_without_common_token_has_similarity_0(config: SimilarityConfig) -> None:
-    assert similarity("x = 1", "print(2)", config) == 0.0
-
-
-def test_spacing_and_comments_are_no_tokens() -> None:
-    bare = tokens_of("x=1\nif x>0:\n  print(x)")
-    assert tokens_of("x  =  1  # one\n\n# two\nif x > 0:\n\tprint( x )") == bare
-
-
-@pytest.mark.parametrize(
-    ("code", "tokens"),
-    [
-        ("a_1 **= 2", ["a_1", "**=", "2"]),
-        ("x//y != 1.5e-3", ["x", "//", "y", "!=", "1.5e-3"]),
-        ("f'a # b' + \"c\"", ["f'a # b'", "+", '"c"']),
-        ("'''a\n# b''' # c", ["'''a\n# b'''"]),
-        (r"'it\'s' 'un", [r"'it\'s'", "'", "un"]),
-    ],
-)
-def test_tokenise_code(code: str, tokens: list[str]) -> None:
-    assert tokens_of(code) == tokens
-
-
-PYTHON_TOKEN = re.compile(
-    r"""\#[^\n]* | (?P<token>
-          [rbfuRBFU]{0,2}(?:
-              \"{3}(?:\\.|[^\\])*?\"{3} | '{3}(?:\\.|[^\\])*?'{3}
-            | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' )
-        | (?:\d|\.\d)(?:[eE][+-]\d|[\w.])* | \w+
-        | (?:\*\*|//|<<|>>)=? | [-+*/%@&|^=<>!:]= | -> | \.{3} | \S )""",
-    re.VERBOSE | re.DOTALL,
-)
-CHARACTERS = "rbfax_1.0eE+-*/=<>!:@&|^%#'\"\\()[]\n \t\x1cé²\u0301٣\u2003"
-
-
-@LAW
-@given(st.text(CHARACTERS, max_size=60))
-def test_tokens_are_those_of_the_expression_in_pythons_own_engine(code: str) -> None:
-    found = [match["token"] for match in PYTHON_TOKEN.finditer(code)]
-    assert tokens_of(code) == [token for token in found if token is not None]
-
-
-def test_edit_similarity_counts_tokens_not_characters() -> None:
-    # One of four tokens differs, whatever its length.
-    assert similarity("total = 1 + 2", "x = 1 + 2", EDIT) == pytest.approx(0.8)
-
-
-def distance(a: Sequence[str], b: Sequence[str]) -> int:
-    if not a or not b:
-        return len(a) + len(b)
-    rest = distance(a[1:], b[1:])
-    if a[0] == b[0]:
-        return rest
-    return 1 + min(rest, distance(a[1:], b), distance(a, b[1:]))
-
-
-FEW_TOKENS = st.lists(st.sampled_from("xy+1"), min_size=1, max_size=5)
-
-
-@LAW
-@given(st.lists(FEW_TOKENS, min_size=1, max_size=3), st.lists(FEW_TOKENS, min_size=1, max_size=3))
-def test_edit_similarity_is_that_of_a_slow_oracle(
-    codes: list[list[str]], peers: list[list[str]]
-) -> None:
-    expected = [[1 - distance(a, b) / max(len(a), len(b)) for b in peers] for a in codes]
-    assert code_similarity(codes, peers, EDIT) == pytest.approx(np.array(expected))
-
-
-@LAW
-@given(st.lists(FEW_TOKENS, min_size=1, max_size=3), st.lists(FEW_TOKENS, min_size=1, max_size=3))
-def test_ngram_similarity_is_that_of_a_slow_oracle(
-    codes: list[list[str]], peers: list[list[str]]
-) -> None:
-    def cosine(a: list[str], b: list[str]) -> float:
-        p, q = (Counter(zip(["", *x], x, strict=False)) for x in (a, b))
-        norms = [sum(count**2 for count in counts.values()) ** 0.5 for counts in (p, q)]
-        return sum(p[gram] * q[gram] for gram in p) / (norms[0] * norms[1])
-
-    config = SimilarityConfig(measure="ngram", ngram=2)
-    expected = [[cosine(a, b) for b in peers] for a in codes]
-    assert code_similarity(codes, peers, config) == pytest.approx(np.array(expected))
-
-
-def test_ngram_similarity_is_the_cosine_of_counts() -> None:
-    # Counts of a, b, c are (2, 1, 0) and (1, 1, 1): 3 / (sqrt 5 sqrt 3).
-    config = SimilarityConfig(measure="ngram", ngram=1)
-    assert similarity("a a b", "a b c", config) == pytest.approx(3 / 15**0.5)
 
 
 def test_the_sum_over_peers_is_divided_by_their_number_once() -> None:
@@ -297,3 +175,131 @@ def test_tables_of_different_turns_are_refused() -> None:
 def test_no_turns_give_no_rewards() -> None:
     shaped = shape_rewards(turns_frame({}), TurnRewards.create_empty(), EDIT)
     assert shaped.equals(ShapedRewards.create_empty())
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> list[list[Turn]]:
+    """A group of a few trajectories of one to three turns, with and without code."""
+    codes = st.sampled_from([None, "# none", "a = 1", "a = 1\nb = 2", "print(a)", "b = 2", "a = ("])
+    turns = st.lists(codes.map(lambda code: {"code": code}), max_size=3)
+    answers = st.sampled_from([RIGHT, WRONG])
+    trajectory = st.tuples(turns, answers).map(lambda parts: [*parts[0], parts[1]])
+    return draw(st.lists(trajectory, min_size=1, max_size=5))
+
+
+def shaped_slowly(group: list[list[Turn]], config: SimilarityConfig) -> list[list[float]]:
+    """The shaped accuracy of every turn, written from the formulas one trajectory at a time."""
+
+    def codes_of(trajectory: list[Turn]) -> dict[int, str]:
+        codes = {j: turn.get("code") for j, turn in enumerate(trajectory)}
+        return {j: code for j, code in codes.items() if code and not code.startswith("#")}
+
+    def units_of(trajectory: list[Turn]) -> dict[int, str]:
+        codes = codes_of(trajectory)
+        if config.scope == "turn" or not codes:
+            return codes
+        return {len(trajectory) - 1: "\n".join(codes.values())}
+
+    peers = [units_of(t) for t in group if t[-1] == RIGHT and codes_of(t)]
+    accuracies = []
+    for trajectory in group:
+        accuracy = [0.0] * len(trajectory)
+        if trajectory[-1] == RIGHT:
+            accuracy[-1] = 1.0
+        elif peers:
+            units = units_of(trajectory)
+            for j, code in units.items():
+                closest = [
+                    max(similarity_matrix([code], [theirs], config)[0, 0] for theirs in p.values())
+                    for p in peers
+                ]
+                over_peers = (
+                    sum(closest) / len(peers) if config.aggregate == "mean" else max(closest)
+                )
+                accuracy[j] = config.alpha / len(units) * over_peers
+        accuracies.append(accuracy)
+    return accuracies
+
+
+@pytest.mark.parametrize("scope", ["trajectory", "turn"])
+@pytest.mark.parametrize("aggregate", ["mean", "max"])
+@LAW
+@given(group=groups())
+def test_shaped_accuracy_is_that_of_a_slow_oracle(
+    scope: str, aggregate: str, group: list[list[Turn]]
+) -> None:
+    config = SimilarityConfig.model_validate({"scope": scope, "aggregate": aggregate, "alpha": 0.4})
+    shaped = shape(config, *group)
+    for sample, expected in enumerate(shaped_slowly(group, config)):
+        assert of(shaped, sample, "shaped_accuracy") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("measure", ["edit", "ngram", "tree"])
+@pytest.mark.parametrize("scope", ["trajectory", "turn"])
+@LAW
+@given(group=groups(), random=st.randoms(use_true_random=False))
+def test_order_of_the_samples_changes_nothing(
+    measure: str, scope: str, group: list[list[Turn]], random: Random
+) -> None:
+    config = SimilarityConfig.model_validate({"scope": scope, "measure": measure})
+    places = list(range(len(group)))
+    random.shuffle(places)
+    shaped, shuffled = shape(config, *group), shape(config, *(group[place] for place in places))
+    for sample, place in enumerate(places):
+        for column in ("shaping", "shaped_accuracy", "similarity_mean", "similarity_max"):
+            expected = of(shaped, place, column)
+            assert of(shuffled, sample, column) == pytest.approx(expected, nan_ok=True)
+
+
+def test_in_scope_turn_each_turn_with_code_earns_its_part() -> None:
+    shaped = shape(
+        SimilarityConfig(alpha=0.5, scope="turn"),
+        [{"code": "a b"}, {"code": "x y"}, {"code": None}, WRONG],
+        [{"code": "c d"}, {"code": "a b"}, RIGHT],
+    )
+    assert of(shaped, 0, "shaped_accuracy") == [0.25, 0.0, 0.0, 0.0]
+    assert of(shaped, 0, "similarity_max") == [1.0, 0.0, None, None]
+
+
+@LAW
+@given(group=groups(), alpha=st.floats(0.0, 1.0))
+def test_in_scope_turn_a_wrong_trajectory_earns_alpha_at_most(
+    group: list[list[Turn]], alpha: float
+) -> None:
+    shaped = shape(SimilarityConfig(alpha=alpha, scope="turn"), *group)
+    wrong = shaped.filter(pl.col("outcome") == 0).group_by("sample_index")
+    for earned in wrong.agg(pl.col("shaped_accuracy").sum())["shaped_accuracy"]:
+        assert 0.0 <= earned <= alpha + 1e-12
+
+
+def test_each_distinct_code_is_embedded_once() -> None:
+    asked: list[str] = []
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        asked.extend(texts)
+        return np.array([[len(text), 1.0] for text in texts])
+
+    config = SimilarityConfig(measure="embedding", embedding_path="model")
+    wrong: list[Turn] = [{"code": "a"}, WRONG]
+    shape(
+        config, wrong, wrong, [{"code": "a"}, RIGHT], [{"code": "bb"}, RIGHT], [RIGHT], embed=embed
+    )
+    assert sorted(asked) == ["a", "bb"]
+
+
+def test_without_a_pair_to_compare_nothing_is_embedded() -> None:
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        raise AssertionError
+
+    config = SimilarityConfig(measure="embedding", embedding_path="model")
+    shape(config, [{"code": "a"}, WRONG], [RIGHT], embed=embed)
+
+
+def test_a_turn_that_is_no_python_does_not_spoil_the_tree_of_the_others() -> None:
+    shaped = shape(
+        SimilarityConfig(measure="tree"),
+        [{"code": "a = b"}, {"code": "a = ("}, WRONG],
+        [{"code": "x = y"}, RIGHT],
+    )
+    # The assignment is shared; the broken line is a part that the peer has not.
+    assert of(shaped, 0, "similarity_max")[0] == pytest.approx(2 * 1 / (2 + 1))
