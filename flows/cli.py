@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from flows import cli_inspect, cli_ledger, cli_rerun, cli_train
+from flows import cli_import, cli_inspect, cli_ledger, cli_rerun, cli_train
 from schemas.errors import TurnledgerError
 
 HELP = """Trains language models that reason over several turns with a code tool (GTPO), as
@@ -31,6 +31,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_rerun.plan,
         cli_rerun.rerun,
         cli_rerun.evaluate,
+        cli_import.import_trajectories,
     ),
     "Tables": (cli_inspect.runs, cli_inspect.show, cli_inspect.diff, cli_ledger.lineage),
     "Store": (cli_ledger.drop, cli_ledger.gc, cli_ledger.export, cli_ledger.import_run),
