@@ -52,14 +52,12 @@ def import_trajectories(
     from flows.foreign_report import report_of
     from flows.foreign_runs import TrajectoryFile, import_file
     from storage import Store
-    from storage.trajectory_files import find_trajectories
 
-    find_trajectories(path)  # before a store is made for it
-    opened = Store.open(store, create=True)
     wanted = None if format_name is FormatName.AUTO else format_name.value
     try:
         with _row_counter() as on_row:
             file = TrajectoryFile.find(path, wanted, on_row)
+            opened = Store.open(store, create=True)
             is_new = import_file(opened, run, file)
     except KeyboardInterrupt as error:
         typer.echo("interrupted: the same command begins again", err=True)

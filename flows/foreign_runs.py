@@ -96,13 +96,13 @@ def import_file(store: Store, run: str, file: TrajectoryFile) -> bool:
         StoreError: If the store cannot be used, or another process holds the run.
     """
     place = Place(store=store.url, run=run, iteration=1)
+    config = None if store.has_run(run) else _config_of(file.tables)
     with store.lock_run(run):
-        if store.has_run(run):
+        if config is None or store.has_run(run):
             _require_same_import(store, place, file)
             return _keep(place, file, stored_config(store.run_record(run)))
         if not store.backend.is_incomplete(run):
             refuse_left_over(store, run)
-        config = _config_of(file.tables)
         _refuse_left_of_others(store, run, {r.slot.uri for r in _stage_runs(place, file, config)})
         with store.backend.errors("write", run_uri(run)):
             store.backend.mark_incomplete(run)

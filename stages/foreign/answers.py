@@ -1,7 +1,8 @@
 r"""The final answer of a trajectory whose record does not name it, out of its last turn's text.
 
 The last `<answer>` of a text counts; without one its last `\boxed{}`; without that what follows the
-last "the answer is", "Answer:" or `####` on its line. It is not judged here.
+last "the answer is", "Answer:" or `####` on its line, after `####` only a number: it also begins a
+heading in Markdown. It is not judged here.
 """
 
 import re
@@ -10,7 +11,9 @@ import polars as pl
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BOX = re.compile(r"\\f?boxed\s*\{")
-_STATED = re.compile(r"(?:\banswer\s+is\b:?|\banswer\s*:|####)[ \t*]*([^\n]+)", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?:\banswer\s+is\b:?|\banswer\s*:|####(?=[ \t]*[-+$]?[\d.]))[ \t*]*([^\n]+)", re.IGNORECASE
+)
 _CHAT_MARK = re.compile(r"<\|[a-z_]+\|>|</s>")
 
 

@@ -24,7 +24,10 @@ _NO_REWARDS = ("step", "advantage", *GOLD_NAMES, *PREDICTION_NAMES)
 
 def is_row(fields: Fields) -> bool:
     """Says whether a row looks like this format."""
-    return {"prompt", "completion"} <= fields.keys() and bool({"step", "advantage"} & fields.keys())
+    names = fields.keys()
+    # verifiers may keep an advantage too, and always an example_id.
+    is_logged = "example_id" not in names and not names.isdisjoint({"step", "advantage"})
+    return {"prompt", "completion"} <= names and is_logged
 
 
 def parse_row(fields: Fields) -> ForeignTrajectory:

@@ -27,9 +27,8 @@ _ERROR_CHARS = 80
 
 def is_row(fields: Fields) -> bool:
     """Says whether a row looks like this format."""
-    return {"prompt", "completion"} <= fields.keys() and bool(
-        {"example_id", "reward"} & fields.keys()
-    )
+    names = fields.keys()
+    return {"prompt", "completion"} <= names and not names.isdisjoint({"example_id", "reward"})
 
 
 def parse_row(fields: Fields) -> ForeignTrajectory:

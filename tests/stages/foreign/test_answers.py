@@ -16,6 +16,7 @@ from stages.foreign.answers import final_answers
         ("Answer: 8<|im_end|>", "8"),
         ("**Answer:** 9", "9"),
         ("#### 1,000", "1,000"),
+        ("The answer is 7.\n#### Conclusion\nDone", "7"),
         ("Nothing to see", None),
         ("", None),
         (None, None),

@@ -96,6 +96,10 @@ def test_the_format_is_known_by_its_fields(name: str) -> None:
     assert format_of(rows_of("no JSON", {"a": 1}, MAKERS[name]())) == name
 
 
+def test_results_of_verifiers_with_an_advantage_are_theirs() -> None:
+    assert format_of(rows_of(verifiers(advantage=0.1))) == "verifiers"
+
+
 @pytest.mark.parametrize(("name", "gold"), [("verl", "gts"), ("trl", "solution")])
 def test_a_row_without_gold_answer_is_rejected(name: str, gold: str) -> None:
     tables = imported(MAKERS[name](), MAKERS[name](**{gold: None}))
