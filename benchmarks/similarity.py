@@ -22,6 +22,7 @@ import polars as pl
 from benchmarks.programs import draw_group
 from schemas.config import SimilarityConfig
 from schemas.errors import ConfigError
+from schemas.reward_components import COMPONENTS
 from schemas.tables import TURN_KEY, TurnRewards, Turns
 from stages.similarity import require_measure, shape_rewards
 from stages.similarity.measures import make_measure
@@ -52,7 +53,7 @@ def frames(
         if name not in (*TURN_KEY, "code")
     }
     nothing |= {name: right for name in ("accuracy", "total", "outcome", "grpo_reward")}
-    nothing |= {name: pl.lit(0.0) for name in ("format", "no_tool")}
+    nothing |= {name: pl.lit(0.0) for name in ("format", "no_tool", *COMPONENTS)}
     nothing |= {"is_last": pl.lit(True), "verdict": pl.lit("wrong")}
     filled = keyed.with_columns(**nothing).with_columns(
         text=pl.lit(""),

@@ -86,19 +86,22 @@ class StageRun:
     """Distributions that decide the result by its settings, beside those of its stage."""
     compute: Callable[[], Produced]
     """Reads the inputs and does the work."""
+    made_by: str | None = None
+    """Stage whose code computes it, where that is another one than the slot's."""
     rows: Mapping[str, int] = field(default_factory=dict)
     """Rows of its tables, where they are known before it has run."""
 
     @property
     def fingerprint(self) -> Fingerprint:
         """What decides the result, as digests."""
+        stage = self.made_by or self.slot.stage
         return Fingerprint(
-            stage=self.slot.stage,
-            code=_code(self.slot.stage),
+            stage=stage,
+            code=_code(stage),
             config=dict(self.config),
             inputs={name: ref.content for name, ref in self.inputs.items()},
             seed=self.seed,
-            libraries=_libraries(self.slot.stage, self.libraries),
+            libraries=_libraries(stage, self.libraries),
         )
 
 

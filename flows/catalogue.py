@@ -42,6 +42,10 @@ STAGES: dict[str, StageSpec] = {
         code=("storage.problems", "storage.problem_sources"),
         tables=("problems", "rejected_problems"),
     ),
+    "trajectories": StageSpec(
+        code=("stages.foreign", "storage.problem_sources"),
+        tables=("rejected_trajectories", "foreign_labels"),
+    ),
     "cold_start": StageSpec(
         code=(
             "stages.cold_start.training",

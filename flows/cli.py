@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from flows import cli_estimators, cli_inspect, cli_ledger, cli_rerun, cli_train
+from flows import cli_estimators, cli_import, cli_inspect, cli_ledger, cli_rerun, cli_train
 from schemas.errors import TurnledgerError
 
 HELP = """Trains language models that reason over several turns with a code tool (GTPO), as
@@ -31,6 +31,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_rerun.plan,
         cli_rerun.rerun,
         cli_rerun.evaluate,
+        cli_import.import_trajectories,
     ),
     "Tables": (
         cli_inspect.runs,

@@ -45,7 +45,9 @@ def runs(store: StoreOption = DEFAULT_STORE) -> None:
         table.add_column(column, overflow="fold")
     for record in opened.runs():
         parent = record.parent
-        origin = "" if parent is None else f"{parent.run} {parent.iteration} {parent.stage}"
+        origin = f"file {record.imported_from}" if record.imported_from else ""
+        if parent is not None:
+            origin = f"{parent.run} {parent.iteration} {parent.stage}"
         table.add_row(
             record.name,
             record.status,

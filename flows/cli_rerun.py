@@ -193,7 +193,12 @@ def _plan_training(
 ) -> "pl.DataFrame":
     from flows.binding import Place
     from flows.plan import plan_training
-    from flows.sessions import default_run_name, refuse_left_over, refuse_other_settings
+    from flows.sessions import (
+        default_run_name,
+        refuse_imported,
+        refuse_left_over,
+        refuse_other_settings,
+    )
     from storage import Store
 
     opened = Store.open(store)
@@ -203,6 +208,7 @@ def _plan_training(
     settings = settings_of(opened, name, config, overrides)
     name = name or default_run_name(settings)
     refuse_left_over(opened, name)
+    refuse_imported(opened, name)
     if opened.has_run(name):
         if opened.has_results(name):
             refuse_other_settings(opened, opened.run_record(name), settings)
@@ -320,5 +326,5 @@ def _tell_rerun(asked: _Rerun, name: str, changes: list[dict[str, Any]]) -> None
     command = Path(sys.argv[0])
     place = f"--store {shlex.quote(url)}"
     typer.echo(f"Look: {command} show {table} {place} --run {name}")
-    if is_credited:
+    if is_credited and changes:
         typer.echo(f"Compare: {command} diff {asked.source} {name} {place}")

@@ -128,12 +128,14 @@ def _train(
     """Trains and returns the accuracy by iteration and the name of the run."""
     from flows.binding import Place
     from flows.report import accuracy_by_iteration
-    from flows.sessions import check_inputs, default_run_name
+    from flows.sessions import check_inputs, default_run_name, refuse_imported
     from storage import Store
 
     name = run or default_run_name(config)
     there = _existing(store)
     place = None if there is None else Place(store=there.url, run=name, iteration=0)
+    if there is not None:
+        refuse_imported(there, name)
     check_inputs(config, place)
     opened = Store.open(store, create=True)
     typer.echo(f"run {name} in {store}")

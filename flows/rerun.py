@@ -21,7 +21,7 @@ from flows.credit_tasks import advantages_task
 from flows.events import listening
 from flows.policies import stored_policy
 from flows.sampling_tasks import execution_task, rollout_task
-from flows.sessions import stored_config
+from flows.sessions import refuse_imported, stored_config
 from flows.task_inputs import Shard
 from flows.train import (
     SHARDS_AT_ONCE,
@@ -128,6 +128,9 @@ def check_source(store: Store, old: Place, scope: Scope) -> None:
     Raises:
         StoreError: If so, saying what is missing.
     """
+    first, last = ORDER.index(scope.first), ORDER.index(scope.last)
+    if first < ORDER.index("turn_rewards") or last > ORDER.index("advantages"):
+        refuse_imported(store, old.run)
     if scope.first != "evaluation":
         if old.iteration == 0:
             raise StoreError("iteration 0 holds only the cold start: it has no stage to rerun")

@@ -126,6 +126,30 @@ def refuse_left_over(store: Store, run: str) -> None:
         )
 
 
+def is_imported(store: Store, run: str) -> bool:
+    """Says whether the trajectories of a run, or of the one that it branched from, are foreign.
+
+    A branch takes the prompts over, with what made them.
+    """
+    manifest = store.manifest(Place(store=store.url, run=run, iteration=1).slot("prompts"))
+    return manifest is not None and manifest.fingerprint.stage == "trajectories"
+
+
+def refuse_imported(store: Store, run: str) -> None:
+    """Refuses to sample, execute, update or evaluate in a run of imported trajectories.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    if is_imported(store, run):
+        raise ConfigError(
+            f"run {run} holds imported trajectories, without policy and without log-probabilities "
+            "of sampling, which optimisation needs: only turn_rewards, similarity and advantages "
+            f"can run, as in `turnledger rerun turn_rewards --run {run} --iteration 1 "
+            "--until advantages`"
+        )
+
+
 def stored_config(record: RunRecord) -> RunConfig:
     """Returns the settings of a run.
 

@@ -13,6 +13,10 @@ class ProblemFileError(TurnledgerError):
     """A problem source that is missing, empty or unreadable."""
 
 
+class TrajectoryFileError(TurnledgerError):
+    """A file of foreign trajectories that is missing, of no known format, or unusable."""
+
+
 class StoreError(TurnledgerError):
     """A store, run or table that is missing, damaged, too new or cannot be written."""
 

@@ -119,13 +119,31 @@ class RejectedProblems(dy.Schema):
     text = dy.String(metadata={"doc": "Its start."})
 
 
+class RejectedTrajectories(RejectedProblems):
+    """Grain: row of an imported file that cannot be used."""
+
+
+class ForeignLabels(dy.Schema):
+    """Grain: imported trajectory. Where it stood, and what its own file says it is worth."""
+
+    task_id = dy.String(primary_key=True, metadata={"doc": "Group of the trajectory."})
+    sample_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Trajectory in its group."})
+    row = dy.Int64(min=1, metadata={"doc": "Row of the file, from 1."})
+    score = dy.Float64(
+        nullable=True,
+        metadata={"doc": "Label or reward of the file, 1 for a true one; null without one."},
+    )
+    outputs_left_out = dy.Int32(
+        min=0, metadata={"doc": "Outputs shown after turns without a call: no table holds them."}
+    )
+
+
 class Prompts(Problems):
     """Grain: group. The problems of one iteration, with their prompts."""
 
     prompt_token_ids = dy.List(
         dy.Int32(),
-        min_length=1,
-        metadata={"doc": "[prompt_tokens] the prompt as the policy sees it."},
+        metadata={"doc": "[prompt_tokens] the prompt as the policy sees it; empty if imported."},
     )
 
 
@@ -141,7 +159,8 @@ class Turns(dy.Schema):
     )
     text = dy.String(metadata={"doc": "Generated text, control tags included."})
     token_ids = dy.List(
-        dy.Int32(), metadata={"doc": "[turn_tokens] tokens as sampled; trained on as they are."}
+        dy.Int32(),
+        metadata={"doc": "[turn_tokens] tokens as sampled and trained on; empty if imported."},
     )
     logprobs = dy.List(
         dy.Float32(),
@@ -372,6 +391,8 @@ TABLES: dict[str, Table] = {
     "problems": Table(schema=Problems, version=1),
     "rejected_problems": Table(schema=RejectedProblems, version=1),
     "prompts": Table(schema=Prompts, version=1),
+    "rejected_trajectories": Table(schema=RejectedTrajectories, version=1),
+    "foreign_labels": Table(schema=ForeignLabels, version=1),
     "turns": Table(schema=Turns, version=1),
     "executions": Table(schema=Executions, version=1),
     "turn_rewards": Table(schema=TurnRewards, version=2),

@@ -13,8 +13,6 @@ control tokens switched off, so no problem and no printed line can forge a tag.
 Chat templates and other protocols are not covered here.
 """
 
-import ast
-import warnings
 from collections.abc import Sequence
 
 import polars as pl
@@ -22,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from schemas.errors import PolicyError
 from schemas.tables import FinishReason, ParseError
+from stages.python_syntax import is_no_python
 
 TAGS = (
     "<problem>",
@@ -129,9 +128,7 @@ def parse_turns(turns: pl.DataFrame) -> pl.DataFrame:
         open_call=text.str.contains("<code>", literal=True) | (stopped_at == "code"),
         open_answer=text.str.contains("<answer>", literal=True) | (stopped_at == "answer"),
     )
-    unparsable = parsed["code"].map_elements(
-        _is_no_python, return_dtype=pl.Boolean, skip_nulls=True
-    )
+    unparsable = parsed["code"].map_elements(is_no_python, return_dtype=pl.Boolean, skip_nulls=True)
     return parsed.select(
         finish_reason=pl.when((stopped_at == "code") & pl.col("code").is_null())
         .then(pl.lit(FinishReason.END.value))
@@ -154,16 +151,3 @@ def parse_turns(turns: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit(ParseError.UNCLOSED_ANSWER.value))
         .cast(pl.Enum([e.value for e in ParseError])),
     )
-
-
-# A policy writes literals such as `3if`; what Python thinks of them is not for our terminal. Up to
-# Python 3.11 the category is DeprecationWarning. Where warnings are errors it would be no Python.
-warnings.filterwarnings("ignore", module="<turn>")
-
-
-def _is_no_python(code: str) -> bool:
-    try:
-        ast.parse(code, filename="<turn>")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return True
-    return False

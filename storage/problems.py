@@ -10,6 +10,7 @@ import polars as pl
 
 from schemas.errors import ProblemFileError
 from schemas.tables import Problems
+from schemas.texts import as_text
 from storage.problem_sources import RawRow, find_source
 
 _ANSWER_MARK = "####"
@@ -126,7 +127,7 @@ def _required_text(fields: Mapping[str, Any], name: str, what: str, *, numbers: 
     value = _value(fields, name)
     if value is _MISSING:
         raise _Rejected(f"field {name} missing")
-    text = "" if value is None else _as_text(value, numbers=numbers)
+    text = "" if value is None else as_text(value, numbers=numbers)
     if text is None:
         raise _Rejected(f"{what} is not text")
     if not text.strip():
@@ -138,7 +139,7 @@ def _task_id(fields: Mapping[str, Any], name: str | None) -> str | None:
     value = _MISSING if name is None else _value(fields, name)
     if value is _MISSING or value is None:
         return None
-    text = _as_text(value, numbers=True)
+    text = as_text(value, numbers=True)
     if text is None:
         raise _Rejected("problem id is not text")
     return text.strip()
@@ -157,23 +158,6 @@ def _value(fields: Mapping[str, Any], name: str) -> Any:
         else:
             return _MISSING
     return value
-
-
-def _as_text(value: Any, *, numbers: bool) -> str | None:
-    """Returns text, or a number as text if asked for; null for anything else."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
-            return None
-        return value
-    if not numbers or isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float) and value - value == 0:  # neither infinite nor NaN
-        return str(int(value)) if value.is_integer() else repr(value)
-    return None
 
 
 def _level(fields: Mapping[str, Any]) -> int | None:

@@ -46,6 +46,8 @@ class RunRecord(BaseModel):
     """State; a run whose process was killed is told as interrupted."""
     parent: RunParent | None = None
     """Where it was branched off; null for a run of its own."""
+    imported_from: str | None = None
+    """Name of the file whose trajectories it holds; null for a run that sampled its own."""
     iterations_done: int = 0
     """Number of iterations whose stages are all stored."""
     message: str | None = None

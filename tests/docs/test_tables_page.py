@@ -19,6 +19,10 @@ OWN_PROBLEMS = [
     *("--set", "iterations=0", "--set", "problems.path=docs/examples/problems.jsonl"),
     *("--set", "evaluation.path=docs/examples/held-out.jsonl"),
 ]
+OWN_TRAJECTORIES = [
+    *("turnledger", "import-trajectories", "docs/examples/trajectories.jsonl"),
+    *("--run", "theirs"),
+]
 SECTION = re.compile(r"^### (\w+)\n(.*?)(?=^##)", re.M | re.S)
 
 
@@ -67,6 +71,8 @@ def test_table_lies_where_the_page_says(
     assert f"/stage={stage}/" in pattern
     if stage == "problems" and not (store / "run=mine").exists():  # operations.md makes it
         workplace.run_here([OWN_PROBLEMS], monkeypatch)
+    if stage == "trajectories" and not (store / "run=theirs").exists():  # importing.md makes it
+        workplace.run_here([OWN_TRAJECTORIES], monkeypatch)
     present = set(store.rglob(f"{table}.parquet")) - set((store / "replaced").rglob("*"))
     assert present
     assert present == set(store.glob(pattern))

@@ -21,6 +21,8 @@ PINNED: dict[str, dict[int, str]] = {
     "updates": {1: "68ab74f1f7a8e378"},
     "evaluations": {1: "55394564de891d48"},
     "demonstrations": {1: "128cc5f92c9f56d7"},
+    "rejected_trajectories": {1: "d771c3822e00bac1"},
+    "foreign_labels": {1: "882c0ae31a555dfc"},
     "cold_start_updates": {1: "773dbb347d9af3f1"},
 }
 """Digest of every table's schema, by version. Older versions stay, as a record."""

@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import TrajectoryFileError
+from storage.trajectory_files import find_trajectories
+
+
+def test_a_file_is_read_row_by_row_under_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "dump.jsonl"
+    path.write_text('{"a": 1}\n\nno\n')
+    source = find_trajectories(path)
+    assert source.name == "dump"
+    assert [row.fields for row in source.rows()] == [{"a": 1}, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("no.jsonl", r"no\.jsonl does not exist"),
+        ("folder", "is a folder: name one of its files"),
+        ("a.json", r"unknown type: take \.jsonl"),
+    ],
+)
+def test_what_is_no_such_file_is_refused(tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(TrajectoryFileError, match=told):
+        find_trajectories(tmp_path / name)
