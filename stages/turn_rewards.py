@@ -86,19 +86,27 @@ def _scored(
         turns.lazy()
         .join(executions.lazy().select(*TURN_KEY, "status", "observation"), on=TURN_KEY, how="left")
         .sort(TURN_KEY)
+        # Windows over numbers take a fraction of those over the texts of the key.
         .with_columns(
-            is_last=pl.col("turn_index") == pl.col("turn_index").max().over(TRAJECTORY_KEY),
+            trajectory=pl.struct(TRAJECTORY_KEY).rle_id(), group=pl.struct(GROUP_KEY).rle_id()
+        )
+        .pipe(_with_states)
+        .with_columns(
+            is_last=pl.col("turn_index") == pl.col("turn_index").max().over("trajectory"),
             invalid=_invalid_call(config),
             tokens=pl.col("token_ids").list.len().cast(pl.Int64),
-            state=_states(),
-            excluded=pl.when(is_lost.any().over(TRAJECTORY_KEY)).then(
+            excluded=pl.when(is_lost.any().over("trajectory")).then(
                 pl.lit(Excluded.INFRASTRUCTURE.value)
             ),
         )
-        .with_columns(trajectory_tokens=pl.col("tokens").sum().over(TRAJECTORY_KEY))
+        .with_columns(
+            trajectory_tokens=pl.col("tokens").sum().over("trajectory"),
+            well_formed=~pl.col("invalid").any().over("trajectory"),
+        )
         .with_columns(config.components.rewards())
         .select(
-            *(*TURN_KEY, "code", "answer", "is_last", "invalid", "excluded", "state"),
+            *(*TURN_KEY, "code", "answer", "is_last", "invalid", "well_formed"),
+            *("excluded", "state"),
             *COMPONENTS,
         )
         .collect()
@@ -121,18 +129,23 @@ def _invalid_call(config: TurnRewardsConfig) -> pl.Expr:
     return pl.col("parse_error").cast(pl.String).is_in(invalid).fill_null(False)
 
 
-def _states() -> pl.Expr:
+def _with_states(turns: pl.LazyFrame) -> pl.LazyFrame:
     """Numbers within its group what the environment has shown before a turn, for sorted turns.
 
     The number is the place of the first turn of the group that saw the same. First turns have
     seen nothing, so they are all in one state.
     """
-    # A sum of hashes stands for the history; the index in it tells orders apart. Divided, so that
-    # it does not overflow within 64 turns.
-    shown = pl.struct("turn_index", "observation").hash() // 64
-    history = shown.cum_sum().shift(1, fill_value=0).over(TRAJECTORY_KEY)
-    place = pl.int_range(pl.len()).over(GROUP_KEY)
-    return place.min().over([*GROUP_KEY, history]).cast(pl.Int32)
+    # A sum of hashes stands for the history; the index in them tells orders apart. The sum runs
+    # over all turns and wraps around, which differences of it do not feel.
+    shown = pl.struct("turn_index", "observation").hash()
+    return (
+        turns.with_columns(before=shown.cum_sum() - shown)
+        .with_columns(
+            history=pl.col("before") - pl.col("before").first().over("trajectory"),
+            place=pl.int_range(pl.len()).over("group"),
+        )
+        .with_columns(state=pl.col("place").min().over("group", "history").cast(pl.Int32))
+    )
 
 
 def _verdicts(
@@ -150,14 +163,13 @@ def _verdicts(
 def _components(config: TurnRewardsConfig) -> list[pl.Expr]:
     right = pl.col("verdict") == Verdict.RIGHT.value
     called = pl.col("code").is_not_null() | pl.col("invalid")
-    well_formed = ~pl.col("invalid").any().over(TRAJECTORY_KEY)
     silent_start = (pl.col("turn_index") == 0) & ~called
     # `null & False` is False: what is not known must be made null explicitly.
     known = pl.when(pl.col("verdict").is_not_null())
     return [
         known.then(right.cast(pl.Float64)).alias("outcome"),
         known.then((right & pl.col("is_last")).cast(pl.Float64)).alias("accuracy"),
-        known.then((right & well_formed).cast(pl.Float64)).alias("grpo_reward"),
+        known.then((right & pl.col("well_formed")).cast(pl.Float64)).alias("grpo_reward"),
         pl.when("invalid").then(config.invalid_call_penalty).otherwise(0.0).alias("format"),
         pl.when(silent_start).then(config.no_tool_penalty).otherwise(0.0).alias("no_tool"),
     ]

@@ -107,7 +107,9 @@ class Rows:
 
 def _numbered(frame: pl.DataFrame, key: tuple[str, ...]) -> Integers:
     """Numbers runs of equal keys, from 0."""
-    return frame.select(pl.struct(key).rle_id().cast(pl.Int64)).to_series().to_numpy()
+    changes = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift()) for name in key)
+    numbers = changes.cast(pl.Int64).cum_sum() - 1
+    return frame.select(numbers).to_series().to_numpy()
 
 
 def _sums(sets: Integers, values: Floats, size: int = 0) -> Floats:

@@ -9,6 +9,8 @@ index hides a bonus for one more turn where turn counts vary. `turnledger compar
 shows both on a stored run.
 """
 
+from dataclasses import replace
+
 import dataframely as dy
 import numpy as np
 import polars as pl
@@ -53,12 +55,12 @@ def estimate_advantages(
             in part, if a turn that counts has no reward, outcome, or state where it is needed.
     """
     turns = shaped_rewards.sort(TURN_KEY).with_columns(pl.col("excluded").cast(pl.String))
-    _require_contiguous_turns(turns)
-    _require_values(turns, config)
     rows = Rows(turns, counts=turns["excluded"].is_null().to_numpy())
+    _require_contiguous_turns(rows)
+    _require_values(rows, config)
     equal = equal_outcomes(rows) & rows.counts
     dropped = equal & (config.groups_without_outcome_variance == "drop")
-    rows = Rows(turns, counts=rows.counts & ~dropped)
+    rows = replace(rows, counts=rows.counts & ~dropped)
     credit = ESTIMATORS[config.estimator](rows, config)
     return _table(rows, credit, config, equal=equal, dropped=dropped)
 
@@ -115,22 +117,23 @@ def _nullable(name: str, values: Floats | None, where: Flags) -> pl.Expr:
     return pl.lit(column).fill_nan(None).alias(name)
 
 
-def _require_contiguous_turns(turns: pl.DataFrame) -> None:
-    expected = pl.int_range(pl.len()).over(TRAJECTORY_KEY)
-    broken = turns.filter(pl.col("turn_index") != expected)
-    if broken.height:
+def _require_contiguous_turns(rows: Rows) -> None:
+    positions = np.arange(len(rows.trajectory))
+    starts = np.flatnonzero(np.diff(rows.trajectory, prepend=-1))
+    expected = positions - starts[rows.trajectory]
+    if (rows.turn_index != expected).any():
         raise TurnledgerError(
-            f"trajectory {_key_of(broken)} has a missing or repeated turn_index: turns must count "
-            "0, 1, 2 and so on"
+            f"trajectory {_key_of(rows, rows.turn_index != expected)} has a missing or repeated "
+            "turn_index: turns must count 0, 1, 2 and so on"
         )
 
 
-def _require_values(turns: pl.DataFrame, config: AdvantagesConfig) -> None:
-    counts = pl.col("excluded").is_null()
-    partly = turns.filter(counts.any().over(TRAJECTORY_KEY) & ~counts)
-    if partly.height:
+def _require_values(rows: Rows, config: AdvantagesConfig) -> None:
+    counting = np.bincount(rows.trajectory, weights=rows.counts)
+    partly = ~rows.counts & (counting[rows.trajectory] > 0)
+    if partly.any():
         raise TurnledgerError(
-            f"trajectory {_key_of(partly)} is excluded in part: exclude all of its turns"
+            f"trajectory {_key_of(rows, partly)} is excluded in part: exclude all of its turns"
         )
     if config.estimator == "gtpo":
         rewards = ["shaped_total"]
@@ -139,17 +142,19 @@ def _require_values(turns: pl.DataFrame, config: AdvantagesConfig) -> None:
     else:
         rewards = ["grpo_reward"]
     for column in (*rewards, "outcome"):
-        without = turns.filter(counts & pl.col(column).is_null())
-        if without.height:
+        without = rows.counts & rows.frame[column].is_null().to_numpy()
+        if without.any():
             raise TurnledgerError(
-                f"trajectory {_key_of(without)} has a turn without {column} and without a reason"
+                f"trajectory {_key_of(rows, without)} has a turn without {column} and without a "
+                "reason"
             )
-    if config.estimator == "gigpo" and turns["state"].null_count():
+    if config.estimator == "gigpo" and rows.frame["state"].null_count():
         raise TurnledgerError(
             "gigpo needs the state of every turn, which these rewards do not have: rerun "
             "turn_rewards"
         )
 
 
-def _key_of(turns: pl.DataFrame) -> str:
-    return ", ".join(f"{k}={turns[k][0]}" for k in TRAJECTORY_KEY)
+def _key_of(rows: Rows, where: Flags) -> str:
+    first = rows.frame.row(int(np.argmax(where)), named=True)
+    return ", ".join(f"{name}={first[name]}" for name in TRAJECTORY_KEY)
