@@ -9,7 +9,7 @@ from collections.abc import Callable
 import polars as pl
 
 from schemas.errors import StoreError
-from schemas.tables import TABLES
+from schemas.tables import TABLES, GradingMethod
 
 Upgrade = Callable[[pl.LazyFrame], pl.LazyFrame]
 """Takes the rows of a file of version n, and returns them with all columns of version n + 1.
@@ -17,8 +17,15 @@ Upgrade = Callable[[pl.LazyFrame], pl.LazyFrame]
 It must treat every row for itself: a file may be read in parts.
 """
 
-UPGRADES: dict[str, dict[int, Upgrade]] = {}
-"""Table name to version n to the step from n to n + 1. All tables are at version 1 today."""
+
+def _without_grading_method(turn_rewards: pl.LazyFrame) -> pl.LazyFrame:
+    """Schema 1 did not say what decided the verdict, so nobody knows."""
+    methods = pl.Enum([method.value for method in GradingMethod])
+    return turn_rewards.with_columns(grading_method=pl.lit(None, dtype=methods))
+
+
+UPGRADES: dict[str, dict[int, Upgrade]] = {"turn_rewards": {1: _without_grading_method}}
+"""Table name to version n to the step from n to n + 1; a table without one is at version 1."""
 
 
 def missing_upgrades(table: str) -> list[int]:
