@@ -66,7 +66,7 @@ def _read(texts: pl.Series) -> pl.DataFrame:
     """Returns what expressions can read of distinct answers, one row a text.
 
     Columns: `text`; `bare`, it without wrappers; `scaled`, the decimal in units of 0.00001;
-    `percent`; `unit`, whether it has a unit or currency; `above` and `below` of a fraction. Null
+    `percent`; `unit`, or the currency; `above` and `below` of a fraction. Null
     where the text is no such number.
     """
     stripped = pl.col("text").str.strip_chars()
@@ -99,9 +99,8 @@ def _read(texts: pl.Series) -> pl.DataFrame:
         "text",
         "bare",
         scaled=pl.when(is_unit).then(_signed("sign", whole * _SCALE + part)),
-        decimals=pl.col("part").fill_null("").str.len_bytes(),
         percent=pl.col("percent").is_not_null(),
-        unit=pl.col("unit").is_not_null() | pl.col("currency").is_not_null(),
+        unit=pl.coalesce(pl.col("currency").str.slice(-1), pl.col("unit").str.to_lowercase()),
         above=pl.when(below > 0).then(_signed("minus", pl.coalesce("a", "c").cast(pl.Int64))),
         below=pl.when(below > 0).then(below),
     )
@@ -122,22 +121,26 @@ def _is_same_number() -> pl.Expr:
         .then((ours == gold) | (ours == 100 * gold))
         .otherwise((gold == ours) | (gold == 100 * ours))
     )
-    # Where both have a unit the rules must see whether it is the same one.
-    may_differ = pl.col("our_unit") & pl.col("gold_unit") & by_sign
-    decimals = pl.when(~may_differ).then(by_sign)
+    # Different units with the same value: the rules must see whether it is one unit by two names.
+    units = pl.col("our_unit"), pl.col("gold_unit")
+    may_differ = (units[0] != units[1]).fill_null(False) & by_sign
     above, below = (pl.col(f"our_{name}") for name in ("above", "below"))
     gold_above, gold_below = (pl.col(f"gold_{name}") for name in ("above", "below"))
-    fractions = above * gold_below == gold_above * below
     return pl.coalesce(
-        decimals,
-        fractions,
-        _is_decimal_of_fraction("gold_scaled", "gold", above, below),
-        _is_decimal_of_fraction("our_scaled", "our", gold_above, gold_below),
+        pl.when(~may_differ).then(by_sign),
+        above * gold_below == gold_above * below,
+        _is_decimal_of_fraction(gold, gold_percent, above, below),
+        _is_decimal_of_fraction(ours, percent, gold_above, gold_below),
     )
 
 
-def _is_decimal_of_fraction(scaled: str, side: str, above: pl.Expr, below: pl.Expr) -> pl.Expr:
-    """Says whether a decimal is a fraction; null where it may be rounded, or a percentage."""
-    equal = pl.col(scaled).cast(pl.Int128) * below == above.cast(pl.Int128) * _SCALE
-    is_exact = equal | (pl.col(f"{side}_decimals") < ROUNDED_PLACES)
-    return pl.when(is_exact & ~pl.col(f"{side}_percent")).then(equal)
+def _is_decimal_of_fraction(
+    scaled: pl.Expr, percent: pl.Expr, above: pl.Expr, below: pl.Expr
+) -> pl.Expr:
+    """Says whether a decimal, perhaps a percentage, is a fraction; null where it may be rounded."""
+    decimal, fraction = scaled.cast(pl.Int128) * below, above.cast(pl.Int128) * _SCALE
+    apart = (decimal - fraction).abs(), (decimal - 100 * fraction).abs()
+    equal = (apart[0] == 0) | (percent & (apart[1] == 0))
+    rounded = below * (_SCALE // 10**ROUNDED_PLACES)
+    far = (apart[0] > rounded) & (~percent | (apart[1] > rounded))
+    return pl.when(equal | far).then(equal)

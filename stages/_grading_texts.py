@@ -253,16 +253,17 @@ def _one_interval(text: str) -> str | None:
 def is_costly(text: str) -> bool:
     """Returns whether an expression asks for more digits than anybody could mean.
 
-    Towers of powers, exponents of five digits, factorials of four digits or of an expression,
-    numbers of more than 100 digits: sympy would compute them until it is killed.
+    Towers of powers, exponents and binomials of five digits, factorials of four digits or of an
+    expression, numbers of more than 100 digits: sympy would compute them until it is killed.
     """
-    return _COSTLY.search(text) is not None
+    return _COSTLY.search(text.replace("**", "^")) is not None
 
 
-_EXPONENT_DIGITS = r"\^\s*[{(]*\s*[+-]?\s*\d{5,}"
+_RAISED = r"\^\s*(?:(?:[{(]\s*)+[^{}()^]{0,20}|\d+\s*)"
+"""A caret with what stands before the next one, if that one is in the exponent."""
 _COSTLY = re.compile(
-    rf"{_EXPONENT_DIGITS}|\d{{4,}}\s*!|[)}}!]\s*!|\d{{101,}}"
-    r"|\^[^\^]{0,20}\^[^\^]{0,20}\^",
+    rf"(?:{_RAISED}){{2}}\^|\^\s*[{{(]*\s*[+-]?\s*\d{{5,}}|\\binom\{{\d{{5,}}"
+    r"|\d{4,}\s*!|[)}!]\s*!|\d{101,}",
     re.A,
 )
 

@@ -43,7 +43,7 @@ _MARK = "\x00"
 _FLAT = r"(?:[^{}\\]|\\.)*"
 _NESTED = rf"(?:{_FLAT}\{{(?:{_FLAT}\{{{_FLAT}\}})*{_FLAT}\}})*{_FLAT}"
 """Text whose braces are balanced, at most two deep; deeper ones are read character by character."""
-_TOKEN = re.compile(rf"{_BOX}|\\\\[\\\\{{}}]|[{{}}]")
+_TOKEN = re.compile(rf"{_BOX}|\\[\\{{}}]|[{{}}]")
 _TAG = r"(?is)<answer>(.*?)</answer>"
 _HASHES = r"(?m)^\s*####[ \t]*([^\s#].*)$"
 _PHRASE = (
@@ -90,7 +90,7 @@ def last_boxed(text: str) -> str | None:
     found, found_start = None, -1
     opened: list[tuple[bool, int]] = []
     for token in _TOKEN.finditer(text):
-        if token[0].endswith("{") and not token[0].startswith(r"\{"):
+        if token[0].endswith("{") and token[0] != r"\{":
             opened.append((len(token[0]) > 1, token.end()))
         elif token[0] == "}" and opened:
             is_box, start = opened.pop()

@@ -59,6 +59,7 @@ NONE = [None, "", "It is 42.", r"\boxed{", r"\boxed{}", "<answer></answer>", "<a
 @pytest.mark.parametrize(("text", "answer"), BOXED)
 def test_the_last_balanced_box_is_the_answer(text: str, answer: str) -> None:
     assert found(text) == (answer, "boxed")
+    assert (last_boxed(text) or "").strip() == answer
 
 
 @pytest.mark.parametrize(("text", "answer", "way"), OTHERS)
