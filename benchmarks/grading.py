@@ -26,6 +26,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -230,17 +231,20 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)  # math-verify tells of every text that it cannot parse
-    figures = fast_path(arguments.rows, arguments.repeats)
-    for samples in (8, 1):
-        figures |= slow_path(samples, arguments.repeats)
-    figures |= attacked(arguments.attacks, GRADING_TIME_S)
-    for path in arguments.labelled:
-        figures |= agreement(path)
+    parts: list[Callable[[], dict[str, float]]] = [
+        partial(fast_path, arguments.rows, arguments.repeats),
+        *(partial(slow_path, samples, arguments.repeats) for samples in (8, 1)),
+        partial(attacked, arguments.attacks, GRADING_TIME_S),
+        *(partial(agreement, path) for path in arguments.labelled),
+    ]
+    figures: dict[str, float] = {}
+    for part in parts:
+        measured = part()
+        figures |= measured
+        for name, value in {} if arguments.json else measured.items():
+            print(f"{name:44} {value:14,.2f}", flush=True)
     if arguments.json:
         print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        print(f"{name:44} {value:14,.2f}")
 
 
 if __name__ == "__main__":
