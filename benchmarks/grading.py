@@ -60,13 +60,16 @@ def numbers(rows: int) -> pl.DataFrame:
 
 
 def expressions(samples: int) -> list[Pair]:
-    """Returns pairs that only math-verify decides, `samples` of them with each gold answer."""
+    """Returns pairs that only math-verify decides, `samples` of them with each gold answer.
+
+    They are more than a worker keeps parsed, so that repeats find none of the predictions there.
+    """
     pairs = []
-    for n in range(2, 2 + 80 // samples):
+    for n in range(2, 2 + 120 // samples):
         golds = [rf"{n}\sqrt{{3}}", rf"x^2+{2 * n}x+{n * n}", rf"\frac{{\pi}}{{{n}}}+{n}"]
         for k in range(samples):
             ours = [
-                rf"\sqrt{{{3 * n * n + k % 2}}}",
+                rf"\sqrt{{{3 * n * n + k}}}",
                 rf"(x+{n})^2+{k}",
                 rf"{n + k}+\frac{{\pi}}{{{n}}}",
             ]
