@@ -46,6 +46,8 @@ bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
 	$(VENV)/bin/python benchmarks/store.py
 	$(VENV)/bin/python -m benchmarks.execution
 	$(VENV)/bin/python -m benchmarks.similarity
+	$(VENV)/bin/python -m benchmarks.grading
+	$(VENV)/bin/python -m benchmarks.credit
 
 clean:  ## Removes the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -71,6 +71,23 @@ class Verdict(StrEnum):
     """The comparison itself did not end in time; counted as wrong, and told apart."""
 
 
+class GradingMethod(StrEnum):
+    """What decided a verdict; cheap methods first, the first that can decide does."""
+
+    ABSENT = "absent"
+    """There is no answer to compare."""
+    TEXT = "text"
+    """Equal texts after normalisation; or words, or letters of a choice, that differ."""
+    NUMBER = "number"
+    """Exact numbers, element by element in tuples, intervals and matrices."""
+    FORM = "form"
+    """Forms that cannot be equal: several numbers for one, other bases, other sizes of matrices."""
+    CAP = "cap"
+    """Too long, too deeply nested or too costly to be evaluated, and not the gold text: wrong."""
+    MATH_VERIFY = "math_verify"
+    """math-verify; also where it did not end in time."""
+
+
 class Shaping(StrEnum):
     """What similarity shaping did to a trajectory."""
 
@@ -213,6 +230,11 @@ class TurnRewards(dy.Schema):
     turn_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Turn in its trajectory."})
     is_last = dy.Bool(metadata={"doc": "Whether the turn ends its trajectory."})
     verdict = _category(Verdict, "Grading of the trajectory; null if excluded.", nullable=True)
+    grading_method = _category(
+        GradingMethod,
+        "What decided the verdict; null if excluded, and in files of schema 1.",
+        nullable=True,
+    )
     accuracy = dy.Float64(
         nullable=True,
         metadata={"doc": "1 on the last turn of a right trajectory, else 0; null if excluded."},

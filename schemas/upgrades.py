@@ -9,13 +9,16 @@ from collections.abc import Callable
 import polars as pl
 
 from schemas.errors import StoreError
-from schemas.tables import TABLES
+from schemas.tables import TABLES, GradingMethod
 
 Upgrade = Callable[[pl.LazyFrame], pl.LazyFrame]
 """Takes the rows of a file of version n, and returns them with all columns of version n + 1.
 
 It must treat every row for itself: a file may be read in parts.
 """
+
+
+_METHODS = pl.Enum([method.value for method in GradingMethod])
 
 
 def _with_nulls(**columns: pl.DataType) -> Upgrade:
@@ -27,7 +30,7 @@ def _with_nulls(**columns: pl.DataType) -> Upgrade:
 
 UPGRADES: dict[str, dict[int, Upgrade]] = {
     "turn_rewards": {
-        1: lambda rows: _with_nulls(state=pl.Int32())(rows).with_columns(
+        1: lambda rows: _with_nulls(state=pl.Int32(), grading_method=_METHODS)(rows).with_columns(
             # They were no part of the total then: worth nothing.
             pl.lit(0.0).alias(name)
             for name in ("execution_error", "void_turn", "overlong")

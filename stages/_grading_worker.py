@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from functools import lru_cache
 from typing import Any, TextIO
 
 READY = "ready"
@@ -24,6 +25,9 @@ MEMORY_BYTES = 2 * 1024**3
 ORPHAN_GRACE_S = 30.0
 """Seconds beyond the deadline after which a child whose parent died ends itself."""
 
+PARSED = 256
+"""Answers that stay parsed; predictions of a group are compared with one gold answer."""
+
 IDLE_S = 20.0
 """Seconds without a request after which a child ends itself and gives its memory back."""
 
@@ -34,14 +38,21 @@ def is_equal(prediction: str, answer: str) -> bool:
     Both are put into `\\boxed{}`, so that the whole text is the answer: without it math-verify
     picks one number out of it, and "5 or 6" would be right for 6.
     """
-    from math_verify import parse, verify
+    from math_verify import verify
 
-    gold, predicted = (
-        parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (answer, prediction)
-    )
+    gold, predicted = _parsed(answer), _parsed(prediction)
     if _are_different_numbers(gold, predicted):
         return False
     return bool(verify(gold, predicted, timeout_seconds=None))
+
+
+@lru_cache(maxsize=PARSED)
+def _parsed(text: str) -> list[Any]:
+    """Returns what math-verify reads of an answer."""
+    from math_verify import parse
+
+    parsed: list[Any] = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+    return parsed
 
 
 def _are_different_numbers(*parsed: list[Any]) -> bool:

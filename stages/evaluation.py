@@ -70,9 +70,9 @@ def evaluate(
         .join(prompts.select("task_id", "answer", "source", "level"), on="task_id")
         .sort(TRAJECTORY_KEY)
     )
-    verdict = grade(samples.select("prediction", "answer"), time_s=grading_time_s)
+    verdicts = grade(samples.select("prediction", "answer"), time_s=grading_time_s)["verdict"]
     samples = samples.with_columns(
-        benchmark=pl.lit(benchmark), verdict=pl.when(~pl.col("broken")).then(verdict)
+        benchmark=pl.lit(benchmark), verdict=pl.when(~pl.col("broken")).then(verdicts)
     ).with_columns(correct=pl.col("verdict") == Verdict.RIGHT.value)
     return Evaluations.validate(samples.select(Evaluations.column_names()))
 

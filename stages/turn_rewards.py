@@ -151,13 +151,13 @@ def _with_states(turns: pl.LazyFrame) -> pl.LazyFrame:
 def _verdicts(
     scored: pl.DataFrame, prompts: pl.DataFrame, config: TurnRewardsConfig
 ) -> pl.DataFrame:
-    """Returns the verdict of every trajectory that is not excluded."""
+    """Returns the verdict, and what decided it, of every trajectory that is not excluded."""
     final = scored.filter(pl.col("is_last") & pl.col("excluded").is_null())
     pairs = final.rename({"answer": "prediction"}).join(
         prompts.select(*GROUP_KEY, "answer"), on=GROUP_KEY, how="left", maintain_order="left"
     )
-    verdict = grade(pairs.select("prediction", "answer"), time_s=config.grading_time_s)
-    return pairs.select(TRAJECTORY_KEY).with_columns(verdict)
+    graded = grade(pairs.select("prediction", "answer"), time_s=config.grading_time_s)
+    return pairs.select(TRAJECTORY_KEY).hstack(graded.rename({"method": "grading_method"}))
 
 
 def _components(config: TurnRewardsConfig) -> list[pl.Expr]:

@@ -6,8 +6,8 @@ import dataframely as dy
 import polars as pl
 import pytest
 
-from schemas.tables import TABLES, TURN_KEY, Evaluations, Table, Turns, Updates
-from schemas.upgrades import UPGRADES, missing_upgrades
+from schemas.tables import TABLES, TURN_KEY, Evaluations, Table, TurnRewards, Turns, Updates
+from schemas.upgrades import UPGRADES, missing_upgrades, upgraded
 
 PINNED: dict[str, dict[int, str]] = {
     "problems": {1: "3028e54617a73214"},
@@ -15,7 +15,7 @@ PINNED: dict[str, dict[int, str]] = {
     "prompts": {1: "c2ebe610a3b87181"},
     "turns": {1: "81b17a9da8d2877c"},
     "executions": {1: "3e41363251304b77"},
-    "turn_rewards": {1: "2e889c3d1c41df9b", 2: "66888c03d743b8a1"},
+    "turn_rewards": {1: "2e889c3d1c41df9b", 2: "cd1e45ce9fa8e226"},
     "shaped_rewards": {1: "e55236e91cd0c52c", 2: "bc00639ca6a9d898"},
     "advantages": {1: "541fef2c63795517", 2: "2ac20d8d0dc490f2"},
     "updates": {1: "68ab74f1f7a8e378"},
@@ -210,3 +210,11 @@ def one_turn(**changes: object) -> pl.DataFrame:
     rows = [values | changes]
     frame = pl.DataFrame(rows, infer_schema_length=None)
     return frame if changes else frame.cast(dict(Turns.create_empty().schema))  # type: ignore[arg-type]
+
+
+def test_turn_rewards_of_schema_1_have_no_grading_method() -> None:
+    columns = {n: t for n, t in pl.Schema(TurnRewards).items() if n != "grading_method"}
+    row = dict.fromkeys(columns) | {"task_id": "a", "verdict": "right"}
+    read = upgraded("turn_rewards", 1, pl.LazyFrame([row], schema=columns)).collect()
+    assert read.select("task_id", "verdict", "grading_method").rows() == [("a", "right", None)]
+    assert read.schema == pl.Schema(TurnRewards)

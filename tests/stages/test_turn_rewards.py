@@ -96,6 +96,13 @@ def test_a_failed_first_call_pays_for_its_form_only(error: str) -> None:
     assert score({"parse_error": error}).select("format", "no_tool").row(0) == (-0.1, 0.0)
 
 
+def test_every_turn_says_what_decided_the_verdict() -> None:
+    assert score(CODE, RIGHT)["grading_method"].to_list() == ["text", "text"]
+    assert score(CODE, WRONG)["grading_method"].to_list() == ["number", "number"]
+    assert score(CODE, {})["grading_method"].to_list() == ["absent", "absent"]
+    assert score(CODE, RIGHT, lost=0)["grading_method"].to_list() == [None, None]
+
+
 def test_grpo_reward_is_one_for_right_and_well_formed_only() -> None:
     invalid = {"parse_error": "empty_code"}
     assert score(CODE, RIGHT)["grpo_reward"].to_list() == [1.0, 1.0]

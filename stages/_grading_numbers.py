@@ -1,0 +1,197 @@
+"""Numbers as answers state them: exact fractions, with a currency, a unit or a percent sign.
+
+It reads a text that was normalised by `stages._grading_texts`, and only if the whole of it states
+one number. It evaluates nothing: `2^3` is no number here.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+ROUNDED_PLACES = 3
+"""Decimal places from which on a decimal may stand for an endless one: 0.333 for 1/3."""
+
+PRINTED_PLACES = 6
+"""Decimal places from which on a decimal stands for every value that rounds to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number with how it was written."""
+
+    value: Fraction
+    decimals: int | None
+    """Decimal places as written, 0 for integers; None for fractions."""
+    percent: bool
+    unit: str | None
+    """Unit or currency by its one name, if it is a known one."""
+
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d{1,3}(?:_\d{3})+|\d+)(?:\.\d*)?|\.\d+"
+_EXPONENT = (
+    r"(?:[eE]|\s*(?:\\times|\\cdot|\*|[xX])\s*10\s*(?:\^|\*\*)\s*[{(]?)\s*"
+    r"(?P<exponent>[+-]?\d{1,3})[)}]?"
+)
+_CURRENCIES = {"$": "dollar", "\\$": "dollar", "US$": "dollar", "USD": "dollar"}
+_CURRENCIES |= {"\u20ac": "euro", "EUR": "euro", "\u00a3": "pound", "GBP": "pound"}
+_CURRENCY = r"US\$|\\?\$|\u20ac|\u00a3|USD|EUR|GBP"
+_DIGIT = re.compile(r"\d", re.A)
+_SIGN = re.compile(
+    rf"(?P<before>[+-]?)\s*(?P<currency>{_CURRENCY})?\s*(?P<after>[+-]?)\s*", re.IGNORECASE
+)
+_CURRENCY_AFTER = re.compile(rf"(?<=[\d.}}])\s*(?P<currency>{_CURRENCY})$", re.IGNORECASE)
+_PERCENT = re.compile(r"\s*(?:\\?%|per ?cent|\\text\s*\{\s*(?:\\?%|per ?cent)\s*\})$")
+_DECIMAL = re.compile(rf"(?P<digits>{_DIGITS})(?:{_EXPONENT})?", re.A)
+_FRACTION = re.compile(
+    rf"(?:(?P<whole>\d+)(?:\s*(?=\\frac)|\s+(?=\d)))?"
+    rf"(?:\\frac\s*\{{\s*(?P<a>-?(?:{_DIGITS}))\s*\}}\s*\{{\s*(?P<b>-?(?:{_DIGITS}))\s*\}}"
+    rf"|\(?(?P<c>{_DIGITS})\)?\s*/\s*\(?(?P<d>-?(?:{_DIGITS}))\)?)",
+    re.A,
+)
+NOT_UNITS = (
+    "and|or|to|by|of|over|times|plus|minus|mod|divided|half|third|quarter|hundred|thousand|"
+    "million|billion|trillion|dozen|pi|sqrt|sin|cos|tan|log|ln|exp|percent|base|less|more|per"
+)
+"""Words after a number that are no unit, as alternatives of a pattern."""
+_SHORT_UNITS = "mm|cm|dm|km|ft|in|yd|mi|mg|kg|lbs?|oz|ml|mL|hrs?|min|secs?|mph|kph"
+_POWER = r"(?:\s*\^\s*\{?\s*[23]\s*\}?)?"
+_PER = rf"(?:\s*(?:/|per)\s*(?:[A-Za-z]{{2,}}|[smhd]){_POWER})?"
+_UNIT = re.compile(
+    rf"(?<=[\d.}}])(?:\s*\\text\s*\{{\s*(?!(?:{NOT_UNITS})\b)(?P<a>[A-Za-z][A-Za-z .]*?{_PER})"
+    rf"\s*\}}{_POWER}|\s*\{{(?P<b>[A-Za-z]{{2,}})\}}"
+    rf"|\s*(?P<c>{_SHORT_UNITS})(?![A-Za-z]){_POWER}{_PER}"
+    rf"|\s+(?P<d>(?:m|g|s|h|L)(?=/)|(?!(?:{NOT_UNITS})\b)[A-Za-z]{{2,}}"
+    rf"(?:\s+(?!(?:{NOT_UNITS})\b)[A-Za-z]{{2,}}){{0,2}}){_POWER}{_PER})\.?$",
+    re.IGNORECASE,
+)
+_UNITS = {
+    alias: name
+    for name, aliases in {
+        "mm": "mm millimeter millimetre",
+        "cm": "cm centimeter centimetre",
+        "m": "m meter metre",
+        "km": "km kilometer kilometre",
+        "inch": "in inch inche",
+        "foot": "ft foot feet",
+        "yard": "yd yard",
+        "mile": "mi mile",
+        "mg": "mg milligram",
+        "g": "g gram",
+        "kg": "kg kilogram",
+        "pound weight": "lb",
+        "ounce": "oz ounce",
+        "second": "s sec second",
+        "minute": "min minute",
+        "hour": "h hr hour",
+        "day": "day",
+        "week": "week",
+        "month": "month",
+        "year": "year",
+        "dollar": "dollar usd",
+        "cent": "cent",
+        "euro": "euro eur",
+        "degree": "degree",
+        "radian": "radian rad",
+    }.items()
+    for alias in aliases.split()
+}
+"""Units that exclude each other; any other word after a number may be left out or differ."""
+
+_CARDINALS = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+    sixteen seventeen eighteen nineteen twenty
+"""
+_VALUES = {word: value for value, word in enumerate(_CARDINALS.split())}
+
+
+def read_number(text: str) -> Number | None:
+    """Returns the number that a text states, with at most a currency, percent sign or unit."""
+    if text.casefold() in _VALUES:
+        return Number(Fraction(_VALUES[text.casefold()]), 0, False, None)
+    sign = _SIGN.match(text) if _DIGIT.search(text) else None
+    if sign is None or (sign["before"] and sign["after"]):
+        return None
+    body = text[sign.end() :]
+    percent = _PERCENT.search(body)
+    body, unit = (body[: percent.start()], None) if percent else _without_unit(body)
+    if sign["currency"]:
+        unit = _CURRENCIES[sign["currency"].upper()]
+    factor = -1 if "-" in (sign["before"], sign["after"]) else 1
+    if match := _DECIMAL.fullmatch(body):
+        exponent = int(match["exponent"] or 0)
+        value = _fraction(match["digits"]) * Fraction(10) ** exponent
+        decimals = len(match["digits"].partition(".")[2]) - exponent
+        return Number(factor * value, max(decimals, 0), percent is not None, unit)
+    if match := _FRACTION.fullmatch(body):
+        above, below = (_fraction(match[a] or match[b]) for a, b in (("a", "c"), ("b", "d")))
+        if below == 0:
+            return None
+        value = int(match["whole"] or 0) + above / below
+        return Number(factor * value, None, percent is not None, unit)
+    return None
+
+
+def _without_unit(body: str) -> tuple[str, str | None]:
+    """Returns what stands before a unit or currency, and the name of the unit if known."""
+    if match := _CURRENCY_AFTER.search(body):
+        return body[: match.start()], _CURRENCIES[match["currency"].upper()]
+    match = _UNIT.search(body)
+    if match is None:
+        return body, None
+    written = next(group for group in match.groups() if group is not None).strip(" .").lower()
+    return body[: match.start()], _UNITS.get(written) or _UNITS.get(written.removesuffix("s"))
+
+
+def _fraction(digits: str) -> Fraction:
+    return Fraction(re.sub(r"[, _]", "", digits).removesuffix(".") or "0")
+
+
+def is_same_number(ours: Number, gold: Number) -> bool:
+    """Returns whether two numbers are equal.
+
+    A unit or percent sign on one side only may be left out, so that both 50 and 0.5 equal 50 %;
+    different known units make different numbers.
+    """
+    if ours.unit and gold.unit and ours.unit != gold.unit:
+        return False
+    if ours.percent == gold.percent:
+        return _is_equal_or_rounded(ours, gold.value, gold)
+    if ours.percent:
+        return any(_is_equal_or_rounded(ours, gold.value * f, gold) for f in (1, 100))
+    return any(_is_equal_or_rounded(ours, gold.value / f, gold) for f in (1, 100))
+
+
+def _is_equal_or_rounded(ours: Number, gold_value: Fraction, gold: Number) -> bool:
+    """Returns whether values are equal, up to rounding of decimals where it must have been rounded.
+
+    Code prints 0.3333333333333333 for 1/3 and 0.30000000000000004 for 0.3: a decimal of 6 places
+    or more stands for all values that round to it, and for the error of double precision. People
+    write 0.333 for 1/3: from 3 places on a decimal stands for a fraction that no decimal ends.
+    """
+    difference = abs(ours.value - gold_value)
+    if difference == 0:
+        return True
+    if ours.decimals is not None and gold.decimals is not None:
+        least, written = PRINTED_PLACES, [ours.decimals, gold.decimals]
+    elif ours.decimals is not None:
+        least = ROUNDED_PLACES if _is_endless(gold_value) else PRINTED_PLACES
+        written = [ours.decimals]
+    elif gold.decimals is not None:
+        least = ROUNDED_PLACES if _is_endless(ours.value) else PRINTED_PLACES
+        written = [gold.decimals]
+    else:
+        return False
+    places = [number for number in written if number >= least]
+    if not places:
+        return False
+    printed = abs(gold_value) / 10**13 if max(places) >= PRINTED_PLACES else 0
+    return difference <= max(Fraction(1, 2 * 10 ** min(places)), printed)
+
+
+def _is_endless(value: Fraction) -> bool:
+    """Returns whether no decimal states a value: its denominator has a factor other than 2, 5."""
+    below = value.denominator
+    for factor in (2, 5):
+        while below % factor == 0:
+            below //= factor
+    return below != 1
