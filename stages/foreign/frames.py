@@ -26,7 +26,7 @@ from schemas.tables import (
     RejectedTrajectories,
     Turns,
 )
-from stages.foreign.answers import final_answers
+from stages.answers import final_answers
 from stages.foreign.record import ForeignTrajectory
 from stages.python_syntax import is_no_python
 
@@ -192,7 +192,7 @@ def _predictions(groups: Sequence[Group]) -> pl.DataFrame:
     named = pl.DataFrame(rows, schema=schema, orient="row")
     without = named.with_columns(text=pl.when(pl.col("prediction").is_null()).then("text"))
     return named.select(
-        *TRAJECTORY_KEY, answer=pl.coalesce("prediction", final_answers(without["text"]))
+        *TRAJECTORY_KEY, answer=pl.coalesce("prediction", final_answers(without["text"])["answer"])
     )
 
 
