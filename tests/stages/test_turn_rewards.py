@@ -1,5 +1,7 @@
 """Turn rewards: one test a rule of the reward."""
 
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from schemas.config import TurnRewardsConfig
 from schemas.errors import TurnledgerError
-from schemas.tables import TURN_KEY, Turns
+from schemas.reward_components import COMPONENTS
+from schemas.tables import TURN_KEY, Executions, ExecutionStatus, Turns
 from stages.turn_rewards import score_turns
 from tests.stages.reward_frames import LAW, Turn, executions_frame, prompts_frame, turns_frame
 
@@ -181,3 +184,98 @@ def test_total_is_the_sum_of_its_components(turns: list[dict[str, Any]]) -> None
     scored = score(*turns)
     parts = scored["accuracy"] + scored["format"] + scored["no_tool"]
     assert scored["total"].to_list() == parts.to_list()
+
+
+# --- optional components --------------------------------------------------------------------
+
+
+def components_of(
+    turns: Sequence[Turn],
+    statuses: Mapping[tuple[str, int, int], str] | None = None,
+    **settings: Mapping[str, float],
+) -> pl.DataFrame:
+    config = TurnRewardsConfig.model_validate({"components": settings})
+    return score_turns(
+        prompts_frame({"t": "1"}),
+        turns_frame({("t", 0): turns}),
+        executions_frame(statuses),
+        config,
+    )
+
+
+def test_components_are_worth_nothing_by_default() -> None:
+    turns = [{}, {"code": "x"}, {"answer": "2"}]
+    rewards = components_of(turns, {("t", 0, 1): "error"})
+    for name in COMPONENTS:
+        assert rewards[name].to_list() == [0.0] * 3
+    parts = rewards["accuracy"] + rewards["format"] + rewards["no_tool"]
+    assert rewards["total"].to_list() == parts.to_list()
+
+
+@pytest.mark.parametrize("status", [s.value for s in ExecutionStatus if s != "infrastructure"])
+def test_code_that_did_not_end_well_pays(status: str) -> None:
+    rewards = components_of(
+        [{"code": "x"}, {"answer": "1"}],
+        {("t", 0, 0): status},
+        execution_error={"penalty": -0.2},
+    )
+    assert rewards["execution_error"].to_list() == [0.0 if status == "ok" else -0.2, 0.0]
+    assert rewards["total"][0] == pytest.approx(rewards["execution_error"][0])
+
+
+def test_a_turn_with_neither_code_nor_answer_is_void() -> None:
+    rewards = components_of([{"code": "x"}, {}, {"answer": "1"}], void_turn={"penalty": -0.3})
+    assert rewards["void_turn"].to_list() == [0.0, -0.3, 0.0]
+    assert rewards["total"].to_list() == pytest.approx([0.0, -0.3, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "due"), [(3, -1.0), (2, -1.0), (4, -0.5), (5, 0.0), (100, 0.0)]
+)
+def test_a_long_trajectory_pays_on_its_last_turn(max_tokens: int, due: float) -> None:
+    """Three turns of one token each, and a penalty that grows over two tokens."""
+    settings = {"penalty": -1.0, "max_tokens": max_tokens, "cache_tokens": 2}
+    rewards = components_of([{}, {}, {"answer": "1"}], overlong=settings)
+    assert rewards["overlong"].to_list() == [0.0, 0.0, due]
+
+
+# --- states ---------------------------------------------------------------------------------
+
+
+def states_of(observations: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Returns the states of samples that saw these observations, [samples][turns]."""
+    turns: dict[tuple[str, int], Sequence[Turn]] = {
+        ("t", s): [{"code": "x"}] * (len(seen) + 1) for s, seen in enumerate(observations)
+    }
+    keys = {("t", s, j): "ok" for s, seen in enumerate(observations) for j in range(len(seen))}
+    shown = [text for seen in observations for text in seen]
+    executions = Executions.validate(
+        executions_frame(keys).with_columns(observation=pl.Series(shown))
+    )
+    rewards = score_turns(
+        prompts_frame({"t": "1"}), turns_frame(turns), executions, TurnRewardsConfig()
+    )
+    return rewards.group_by("sample_index", maintain_order=True).agg("state")["state"].to_list()
+
+
+def test_first_turns_are_in_one_state_and_then_what_was_shown_decides() -> None:
+    first, second, third = states_of([["a", "b"], ["a", "c"], ["b", "a"]])
+    assert first[0] == second[0] == third[0]
+    assert first[1] == second[1] != third[1]
+    assert len({first[2], second[2], third[2]}) == 3
+
+
+def test_states_of_turns_with_other_indices_differ() -> None:
+    ((a, b, c),) = states_of([["x", "x"]])
+    assert len({a, b, c}) == 3
+
+
+@LAW
+@given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=4), min_size=1, max_size=6))
+def test_states_are_equal_exactly_where_histories_are(observations: list[list[str]]) -> None:
+    states = states_of(observations)
+    histories = {
+        (s, j): tuple(seen[:j]) for s, seen in enumerate(observations) for j in range(len(seen) + 1)
+    }
+    for (s, j), (r, k) in itertools.combinations(histories, 2):
+        assert (states[s][j] == states[r][k]) == (histories[s, j] == histories[r, k])
