@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 IN_STAGES = {stage for stage, spec in STAGES.items() if spec.code[0].startswith("stages.")}
 GRADED = {"turn_rewards", "evaluation"}
+SCORED = {"turn_rewards", "similarity"}
+"""Stages that read or write the table whose columns the components are."""
 STARTING = {"cold_start", "prompts"}
 """Stages whose code reaches the cold start: its problems are the embedded ones."""
 
@@ -68,6 +70,7 @@ def in_class(name: str, line: str) -> tuple[str, str]:
         ("schemas/config.py", *in_class("AdvantagesConfig", "x: int = 1"), {"advantages"}),
         ("schemas/config.py", *in_class("EvaluationConfig", "x: int = 1"), set()),
         ("schemas/config.py", *in_class("RunConfig", "x: int = 1"), set()),
+        ("schemas/reward_components.py", r"penalty \* share", "penalty * share**2", SCORED),
         ("schemas/config.py", *in_class("ComputeConfig", "x: int = 1"), STARTING),
     ],
 )
