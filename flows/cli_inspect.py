@@ -73,10 +73,14 @@ def show(
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="train or evaluation.")] = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=0, help="Rows to show.")] = 10,
+    columns: Annotated[
+        str | None,
+        typer.Option("--columns", help="Columns to show, with commas between; left out, all."),
+    ] = None,
 ) -> None:
     """Shows a table of a run: counts, schema and first rows.
 
-    Example: turnledger show turns --iteration 3 -n 20
+    Example: turnledger show executions --iteration 3 -n 20 --columns status,stdout,stderr
     """
     import polars as pl
 
@@ -89,8 +93,9 @@ def show(
     if iteration is not None:
         frame = frame.filter(pl.col("iteration") == iteration)
     with scan_errors(f"{table} of {name}"):
+        chosen = _chosen_columns(columns, frame.collect_schema().names(), table)
         counts = frame.group_by("iteration").agg(rows=pl.len()).sort("iteration").collect()
-        first = frame.head(rows).drop("run").collect()
+        first = frame.head(rows).select(chosen).collect()
         schema = frame.collect_schema()
     if iteration is not None and counts.is_empty():
         raise StoreError(f"{table} of {name} has no row of iteration {iteration}, {place}")
@@ -109,6 +114,16 @@ def show(
         tbl_hide_dataframe_shape=True,
     ):
         typer.echo(str(first))
+
+
+def _chosen_columns(columns: str | None, there: list[str], table: str) -> list[str]:
+    if columns is None:
+        return [name for name in there if name != "run"]
+    chosen = [name.strip() for name in columns.split(",")]
+    for name in chosen:
+        if name not in there:
+            raise StoreError(f"{table} has no column {name}: it has {', '.join(there)}")
+    return chosen
 
 
 def diff(

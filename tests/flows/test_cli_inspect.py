@@ -5,6 +5,7 @@ from typing import Any
 import polars as pl
 import pytest
 from handmade_runs import put_run
+from small_runs import Cli
 
 from flows.cli_inspect import show
 from schemas.errors import StoreError
@@ -29,3 +30,16 @@ def test_a_table_lost_after_it_was_opened_is_one_line(
     monkeypatch.setattr("storage.open_table", open_and_lose)
     with pytest.raises(StoreError, match=r"^cannot read turns of old: [^\n]*: do the same again$"):
         show("turns", str(store.root), "old")
+
+
+def test_show_shows_the_columns_that_are_asked_for(cli: Cli, trained: Path) -> None:
+    shown = cli.run("show", "executions", "--store", str(trained), "--columns", "status, stdout")
+    assert shown.returncode == 0, shown.stderr
+    head = next(line for line in shown.stdout.splitlines() if "┆" in line)
+    assert [name.strip() for name in head.strip("│ ").split("┆")] == ["status", "stdout"]
+
+
+def test_show_names_a_column_that_is_not_there(cli: Cli, trained: Path) -> None:
+    shown = cli.run("show", "executions", "--store", str(trained), "--columns", "statuses")
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("error: executions has no column statuses: it has run,")

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from small_runs import Cli
 
 from flows.estimators import draw_estimators, estimators_of
 from schemas.errors import StoreError
 from stages.advantages import ESTIMATORS
 from storage import open_table
-from tests.flows.small_runs import Cli
 
 
 def test_each_iteration_is_credited_as_the_run_was(trained: Path) -> None:

@@ -143,28 +143,33 @@ PROCESSES = {
     "kills_process_1": Attack("import os; os.kill(1, 9)", ("ok", "error", "memory")),
 }
 
-_X86 = {
-    "ptrace": 101,
-    "process_vm_readv": 310,
-    "unshare": 272,
-    "mount": 165,
-    "io_uring_setup": 425,
-    "bpf": 321,
-    "userfaultfd": 323,
-    "perf_event_open": 298,
-    "keyctl": 250,
-    "add_key": 248,
-    "setns": 308,
-    "pivot_root": 155,
-    "init_module": 175,
-    "kexec_load": 246,
-    "open_by_handle_at": 304,
-    "clone3": 435,
-    "personality": 135,
+_NUMBERS = {
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "unshare": (272, 97),
+    "mount": (165, 40),
+    "io_uring_setup": (425, 425),
+    "bpf": (321, 280),
+    "userfaultfd": (323, 282),
+    "perf_event_open": (298, 241),
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
+    "setns": (308, 268),
+    "pivot_root": (155, 41),
+    "init_module": (175, 105),
+    "kexec_load": (246, 104),
+    "open_by_handle_at": (304, 265),
+    "clone3": (435, 435),
+    "personality": (135, 92),
 }
+"""System calls by their numbers on x86-64 and on aarch64."""
+_MACHINE = ("x86_64", "aarch64").index(os.uname().machine)
 
 ESCAPES = {
-    **{name: Attack(refused_call(number, 0, 0, 0), ("ok",)) for name, number in _X86.items()},
+    **{
+        name: Attack(refused_call(numbers[_MACHINE], 0, 0, 0), ("ok",))
+        for name, numbers in _NUMBERS.items()
+    },
     "becomes_root": Attack(tried("os.setuid(0)", "import os\nassert os.getuid() != 0"), ("ok",)),
     "tcp": Attack(
         tried("socket.create_connection(('127.0.0.1', {port}), 2)", "import socket"), ("ok",)
