@@ -153,7 +153,10 @@ def test_spans_tell_every_gap(numbers: list[int], told: str) -> None:
     [
         ({"b": "newer"}, r"run newer is not in .*; known runs: new, old"),
         ({"table": "advantage"}, r"table advantage is unknown; known tables: .*advantages"),
-        ({"table": "updates"}, r"table updates has no rows of turns; tables to compare: turns, .*"),
+        (
+            {"table": "updates"},
+            r"table updates has no rows of turns; tables to compare: .*turns, .*",
+        ),
         ({"table": "executions"}, r"run old has no table executions of split train yet"),
         ({"column": "estimator"}, r"column estimator .* columns that can: reward, return, .*"),
         ({"column": "turn_index"}, r"column turn_index of advantages cannot be compared"),

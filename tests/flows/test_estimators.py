@@ -18,7 +18,7 @@ def test_each_iteration_is_credited_as_the_run_was(trained: Path) -> None:
     stored = open_table(trained, run, "advantages").sort("iteration", "task_id", "sample_index",
                                                          "turn_index").collect()  # fmt: skip
     credit = compared.credit.sort("iteration", "task_id", "sample_index", "turn_index")
-    assert compared.iterations == [1, 2]
+    assert compared.iterations == sorted(stored["iteration"].unique())
     assert credit["gtpo"].to_list() == stored["advantage"].to_list()
 
 

@@ -247,7 +247,7 @@ def test_code_edited_while_a_run_goes_on_does_not_name_its_results(
     while not (store / "run=small/iteration=0000/split=train/stage=cold_start").exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
-    edited = copy / "stages" / "advantages.py"
+    edited = copy / "stages" / "advantages" / "stage.py"
     edited.write_text(edited.read_text() + "\nEDITED = True\n")
     assert process.wait(timeout=100) == 0
     done = own.run(*arguments)

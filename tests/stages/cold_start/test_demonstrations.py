@@ -100,9 +100,10 @@ def test_right_is_what_comparing_the_answers_says(
     demonstrations: dy.DataFrame[Demonstrations],
 ) -> None:
     answers = parsed_turns(demonstrations).filter(pl.col("answer").is_not_null())["answer"]
-    compared = [
+    decisions = [
         decide(ours, gold) for ours, gold in zip(answers, demonstrations["answer"], strict=True)
     ]
+    compared = [None if decision is None else decision.equal for decision in decisions]
     assert compared == demonstrations["right"].to_list()
 
 

@@ -27,6 +27,7 @@ def advantages_of(values: Mapping[tuple[str, int, int], float | None]) -> dy.Dat
                 "sample_index": key[1],
                 "turn_index": key[2],
                 **dict.fromkeys(("reward", "return", "baseline", "scale")),
+                **dict.fromkeys(("turn_advantage", "turn_weight", "outcomes_equal")),
                 "advantage": advantage,
                 "estimator": "test",
                 "gamma": 1.0,
