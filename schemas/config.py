@@ -129,11 +129,11 @@ class ExecutionConfig(Section):
 class TurnRewardsConfig(Section):
     """Turn reward of GTPO: accuracy on the last turn, penalties of form."""
 
-    invalid_call_penalty: float = Field(-0.1, le=0)
-    no_tool_penalty: float = Field(-0.1, le=0)
+    invalid_call_penalty: float = Field(-0.1, ge=-1e6, le=0)
+    no_tool_penalty: float = Field(-0.1, ge=-1e6, le=0)
     syntax_error_is_invalid: bool = True
     """Whether code that is no Python counts as an invalid call (open in the paper)."""
-    grading_time_s: float = Field(5.0, gt=0)
+    grading_time_s: float = Field(5.0, gt=0, le=86_400)
     components: RewardComponents = RewardComponents()
     """Optional further components, by default worth nothing."""
 
@@ -181,8 +181,8 @@ class AdvantagesConfig(Section):
     baseline: Literal["mean", "leave_one_out", "length"] = "mean"
     """What GTPO subtracts: the mean of the set, that of the other trajectories, or the mean moved
     along the slope in the turn count. The paper takes the mean."""
-    scale: Literal["std", "none"] = "std"
-    """What GTPO divides by; the paper takes the standard deviation."""
+    scale: Literal["std", "off"] = "std"
+    """What GTPO divides by, `off` for nothing; the paper takes the standard deviation."""
     turn_weight: float = Field(1.0, ge=0)
     """Weight of the turn's part: lambda of MT-GRPO, omega of GiGPO."""
     groups_without_outcome_variance: Literal["drop", "keep", "scale"] = "drop"

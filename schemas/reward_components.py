@@ -10,7 +10,7 @@ The rule of GTPO itself, accuracy and format, is in `stages.turn_rewards`.
 from abc import ABC, abstractmethod
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import override
 
 
@@ -31,7 +31,7 @@ class RewardComponent(BaseModel, ABC):
 class ExecutionError(RewardComponent):
     """Penalty of a turn whose code did not end well."""
 
-    penalty: float = Field(0.0, le=0)
+    penalty: float = Field(0.0, ge=-1e6, le=0)
 
     @override
     def reward(self) -> pl.Expr:
@@ -42,7 +42,7 @@ class ExecutionError(RewardComponent):
 class VoidTurn(RewardComponent):
     """Penalty of a turn with neither code nor answer (void turn, arXiv 2509.02479)."""
 
-    penalty: float = Field(0.0, le=0)
+    penalty: float = Field(0.0, ge=-1e6, le=0)
 
     @override
     def reward(self) -> pl.Expr:
@@ -58,11 +58,17 @@ class Overlong(RewardComponent):
     with the generated tokens of the trajectory; a penalty of -1 is DAPO's.
     """
 
-    penalty: float = Field(0.0, le=0)
-    max_tokens: int = Field(512, ge=1)
+    penalty: float = Field(0.0, ge=-1e6, le=0)
+    max_tokens: int = Field(512, ge=1, lt=2**31)
     """Generated tokens of a trajectory at which the whole penalty is due."""
     cache_tokens: int = Field(128, ge=1)
     """Over so many tokens before that it grows from 0."""
+
+    @model_validator(mode="after")
+    def _cache_is_a_part(self) -> "Overlong":
+        if self.cache_tokens > self.max_tokens:
+            raise ValueError("cache_tokens are a part of max_tokens, so no more than these")
+        return self
 
     @override
     def reward(self) -> pl.Expr:

@@ -5,7 +5,7 @@ one number. It evaluates nothing: `2^3` is no number here.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 ROUNDED_PLACES = 3
@@ -22,6 +22,8 @@ class Number:
     value: Fraction
     decimals: int | None
     """Decimal places as written, 0 for integers; None for fractions."""
+    significant: int
+    """Digits as written, zeros in front of the first other one left out; 0 for fractions."""
     percent: bool
     unit: str | None
     """Unit or currency by its one name, if it is a known one."""
@@ -50,7 +52,10 @@ _FRACTION = re.compile(
 )
 NOT_UNITS = (
     "and|or|to|by|of|over|times|plus|minus|mod|divided|half|third|quarter|hundred|thousand|"
-    "million|billion|trillion|dozen|pi|sqrt|sin|cos|tan|log|ln|exp|percent|base|less|more|per"
+    "million|billion|trillion|dozen|pi|sqrt|sin|cos|tan|log|ln|exp|percent|base|less|more|per|"
+    "halves|thirds|quarters|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|"
+    "hundredths?|thousandths?|millionths?|hundreds|thousands|millions|billions|trillions|lakhs?|"
+    "crores?|dozens|squared|cubed|factorial|roots?|choose|is|are|not|below|above"
 )
 """Words after a number that are no unit, as alternatives of a pattern."""
 _SHORT_UNITS = "mm|cm|dm|km|ft|in|yd|mi|mg|kg|lbs?|oz|ml|mL|hrs?|min|secs?|mph|kph"
@@ -107,7 +112,7 @@ _VALUES = {word: value for value, word in enumerate(_CARDINALS.split())}
 def read_number(text: str) -> Number | None:
     """Returns the number that a text states, with at most a currency, percent sign or unit."""
     if text.casefold() in _VALUES:
-        return Number(Fraction(_VALUES[text.casefold()]), 0, False, None)
+        return Number(Fraction(_VALUES[text.casefold()]), 0, 1, False, None)
     sign = _SIGN.match(text) if _DIGIT.search(text) else None
     if sign is None or (sign["before"] and sign["after"]):
         return None
@@ -121,13 +126,14 @@ def read_number(text: str) -> Number | None:
         exponent = int(match["exponent"] or 0)
         value = _fraction(match["digits"]) * Fraction(10) ** exponent
         decimals = len(match["digits"].partition(".")[2]) - exponent
-        return Number(factor * value, max(decimals, 0), percent is not None, unit)
+        significant = len(re.sub(r"\D", "", match["digits"]).lstrip("0"))
+        return Number(factor * value, max(decimals, 0), significant, percent is not None, unit)
     if match := _FRACTION.fullmatch(body):
         above, below = (_fraction(match[a] or match[b]) for a, b in (("a", "c"), ("b", "d")))
         if below == 0:
             return None
         value = int(match["whole"] or 0) + above / below
-        return Number(factor * value, None, percent is not None, unit)
+        return Number(factor * value, None, 0, percent is not None, unit)
     return None
 
 
@@ -144,6 +150,21 @@ def _without_unit(body: str) -> tuple[str, str | None]:
 
 def _fraction(digits: str) -> Fraction:
     return Fraction(re.sub(r"[, _]", "", digits).removesuffix(".") or "0")
+
+
+_LETTER_UNIT = re.compile(r"(?<=[\d.}])\s*(?P<unit>[mgshL])$")
+
+
+def read_with_letter(text: str) -> Number | None:
+    """Returns the number before a single letter that is a unit, such as `5 m`.
+
+    Alone such a letter may be a variable; beside another unit it is none.
+    """
+    match = _LETTER_UNIT.search(text)
+    number = None if match is None else read_number(text[: match.start()])
+    if match is None or number is None or number.unit is not None:
+        return None
+    return replace(number, unit=_UNITS.get(match["unit"].lower(), match["unit"]))
 
 
 def is_same_number(ours: Number, gold: Number) -> bool:
@@ -172,16 +193,17 @@ def _is_equal_or_rounded(ours: Number, gold_value: Fraction, gold: Number) -> bo
     if difference == 0:
         return True
     if ours.decimals is not None and gold.decimals is not None:
-        least, written = PRINTED_PLACES, [ours.decimals, gold.decimals]
+        least, written = PRINTED_PLACES, [ours, gold]
     elif ours.decimals is not None:
         least = ROUNDED_PLACES if _is_endless(gold_value) else PRINTED_PLACES
-        written = [ours.decimals]
+        written = [ours]
     elif gold.decimals is not None:
         least = ROUNDED_PLACES if _is_endless(ours.value) else PRINTED_PLACES
-        written = [gold.decimals]
+        written = [gold]
     else:
         return False
-    places = [number for number in written if number >= least]
+    # Of few digits the last is no rounding error: 1.4e-7 is not 1e-7.
+    places = [n.decimals or 0 for n in written if min(n.decimals or 0, n.significant) >= least]
     if not places:
         return False
     printed = abs(gold_value) / 10**13 if max(places) >= PRINTED_PLACES else 0

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from schemas.tables import GradingMethod
-from stages._grading_numbers import is_same_number
+from stages._grading_numbers import is_same_number, read_with_letter
 from stages._grading_texts import (
     Answer,
     as_interval,
@@ -87,11 +87,21 @@ def _decide(ours: Answer, gold: Answer) -> Decision | None:
     if ours.number is not None and gold.number is not None:
         return Decision(is_same_number(ours.number, gold.number), GradingMethod.NUMBER)
     return (
-        _decide_words(ours, gold)
+        _decide_units(ours, gold)
+        or _decide_words(ours, gold)
         or _decide_forms(ours, gold)
         or _decide_elements(ours, gold)
         or _decide_capped(ours, gold)
     )
+
+
+def _decide_units(ours: Answer, gold: Answer) -> Decision | None:
+    """Decides where a letter after a number is a unit, as the other answer has one too."""
+    number = ours.number or read_with_letter(ours.text)
+    gold_number = gold.number or read_with_letter(gold.text)
+    if number is None or gold_number is None or not (number.unit and gold_number.unit):
+        return None
+    return Decision(is_same_number(number, gold_number), GradingMethod.NUMBER)
 
 
 def _decide_words(ours: Answer, gold: Answer) -> Decision | None:
@@ -103,7 +113,19 @@ def _decide_words(ours: Answer, gold: Answer) -> Decision | None:
     both = (ours.words and gold.words) or (
         (ours.words or gold.words) and ours.text.isalpha() and gold.text.isalpha()
     )
-    return Decision(False, GradingMethod.TEXT) if both else None
+    if both or _is_rearranged(ours.text, gold.text):
+        return Decision(False, GradingMethod.TEXT)
+    return None
+
+
+def _is_rearranged(ours: str, gold: str) -> bool:
+    """Returns whether words or orders of letters have the same letters: HTT is not TTH.
+
+    Of two small letters it may be a product of variables.
+    """
+    bare, gold_bare = (re.sub("['\u2019-]", "", text) for text in (ours, gold))
+    are_letters = bare.isalpha() and gold_bare.isalpha() and len(bare) == len(gold_bare)
+    return are_letters and (len(bare) > 2 or bare.isupper()) and sorted(bare) == sorted(gold_bare)
 
 
 _SEVERAL_NUMBERS = re.compile(r"\d[\s$]+\d", re.A)

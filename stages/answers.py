@@ -5,7 +5,8 @@ In this order, the first that a text holds:
 1. `boxed`: the content of its last `\\boxed{}` whose braces are balanced. `\\fbox{}` and
    `\\framebox{}` count too. A box that was never closed is passed over.
 2. `tag`: the content of its last `<answer>...</answer>`.
-3. `hashes`: the rest of its last line that begins with `####`, as GSM8K's solutions end.
+3. `hashes`: the rest of its last line if that begins with `####`, as GSM8K's solutions end;
+   elsewhere such a line is a heading.
 4. `phrase`: what follows its last "the answer is", "Answer:", and the like, up to the end
    of the sentence or of the line.
 
@@ -45,7 +46,7 @@ _NESTED = rf"(?:{_FLAT}\{{(?:{_FLAT}\{{{_FLAT}\}})*{_FLAT}\}})*{_FLAT}"
 """Text whose braces are balanced, at most two deep; deeper ones are read character by character."""
 _TOKEN = re.compile(rf"{_BOX}|\\[\\{{}}]|[{{}}]")
 _TAG = r"(?is)<answer>(.*?)</answer>"
-_HASHES = r"(?m)^\s*####[ \t]*([^\s#].*)$"
+_HASHES = r"(?:^|\n)[ \t]*####[ \t]*([^\s#][^\n]*?)\s*$"
 _PHRASE = (
     r"(?im)(?:\b(?:the|final|correct|my) answer(?: to [^.\n:]{1,80}?)?(?: is|\**:| =)"
     r"|^\W*answer\**:)(?: :|:)?\s*((?:[^.\n]|\.\S)+)"
@@ -125,5 +126,6 @@ def _last_with_content(text: pl.Expr, pattern: str) -> pl.Expr:
 
 def _without_mark_up(answer: pl.Expr) -> pl.Expr:
     """Removes bold type around an answer in running text, and the end of its sentence."""
-    bare = answer.str.strip_chars_end(" .*").str.strip_chars_start(" *")
+    reasons = r"(?i),\s*(?:because|since|so|as|which)\b.*$"
+    bare = answer.str.replace(reasons, "").str.strip_chars_end(" .*!").str.strip_chars_start(" *")
     return pl.when(bare != "").then(bare)

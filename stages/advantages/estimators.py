@@ -63,7 +63,7 @@ def gtpo(rows: Rows, config: AdvantagesConfig) -> Credit:
     else:
         baseline = set_mean(returns, sets, rows.counts)
     scale = _scale(returns, sets, rows.counts, rows, config)
-    if config.scale == "none":
+    if config.scale == "off":
         scale = np.ones_like(returns)
     return Credit(reward=reward, returns=returns, baseline=baseline, scale=scale,
                   gamma=config.gamma, normalise=config.normalise)  # fmt: skip

@@ -55,7 +55,10 @@ def _said(message: Any) -> list[Part]:
     thought = message.get("reasoning_content")
     if isinstance(thought, str) and thought.strip():
         content = f"<think>\n{thought}\n</think>\n{content}"
-    calls = tuple(tool_code(call) for call in message.get("tool_calls") or ())
+    called = message.get("tool_calls") or ()
+    if not isinstance(called, list | tuple):
+        raise RejectedRow("tool_calls are no list")
+    calls = tuple(tool_code(call) for call in called)
     parts = split_text(content)
     if not calls:
         return parts

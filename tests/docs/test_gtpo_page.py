@@ -1,10 +1,11 @@
+import re
 from typing import Any
 
 import polars as pl
 import pytest
 from docs_pages import DOCS, blocks_of, rows_of
 
-from schemas.config import AdvantagesConfig, RunConfig
+from schemas.config import AdvantagesConfig, RunConfig, parse_config
 from schemas.reward_components import COMPONENTS
 
 PAGE = DOCS / "gtpo.md"
@@ -57,3 +58,11 @@ def test_worked_example_is_what_the_stage_computes() -> None:
         assert turns["advantage"].to_list() == pytest.approx(numbers(row[3]), abs=5e-5)
     assert f"{credit['baseline'][0]:.4f}" in PAGE.read_text()
     assert f"{credit['scale'][0]:.4f}" in PAGE.read_text()
+
+
+def test_settings_that_the_text_names_can_be_set_as_written() -> None:
+    named = re.findall(r"`(?:--set )?((?:advantages|similarity|turn_rewards)\.[\w.]+=\S+?)`",
+                       PAGE.read_text())  # fmt: skip
+    assert "advantages.scale=off" in named
+    for setting in named:
+        parse_config("", [setting])

@@ -92,3 +92,9 @@ def test_a_new_component_is_a_setting_a_column_a_term_and_in_the_documentation(
         check=False,
     )
     assert done.stdout.splitlines() == ["[0.25, 0.0] [0.25, 1.0]", "True"], done.stderr
+
+
+def test_a_cache_larger_than_the_whole_is_refused() -> None:
+    settings = ["max_tokens=10", "cache_tokens=11"]
+    with pytest.raises(ConfigError, match="cache_tokens are a part of max_tokens"):
+        parse_config("", [f"turn_rewards.components.overlong.{text}" for text in settings])

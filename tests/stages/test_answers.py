@@ -52,6 +52,9 @@ OTHERS = [
     ("The answer is **12**.", "12", "phrase"),
     ("The answer is 1. No, the answer is 2.", "2", "phrase"),
     ("The answer to the problem is x = 2", "x = 2", "phrase"),
+    ("#### Step 1\nwe add\nThe answer is 3.", "3", "phrase"),
+    ("The answer is 3, because 1+2.", "3", "phrase"),
+    ("The answer is **3**!", "3", "phrase"),
 ]
 NONE = [None, "", "It is 42.", r"\boxed{", r"\boxed{}", "<answer></answer>", "<answer>1", "####"]
 

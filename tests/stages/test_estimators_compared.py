@@ -38,7 +38,7 @@ def test_a_column_is_what_the_estimator_alone_gives(name: str) -> None:
 
 
 def test_settings_that_all_share_are_those_of_the_base() -> None:
-    base = AdvantagesConfig(gamma=0.5, turn_weight=0.3, normalise="batch", scale="none")
+    base = AdvantagesConfig(gamma=0.5, turn_weight=0.3, normalise="batch", scale="off")
     for config in estimators_side_by_side(base).values():
         assert (config.gamma, config.turn_weight, config.scale) == (0.5, 0.3, "std")
 

@@ -133,7 +133,7 @@ def _gtpo(trajectories: Counting, config: AdvantagesConfig) -> dict[Key, float |
         else:
             baseline = mean(own)
         scale = _scale(task, own, list(returns.values()), trajectories, config)
-        if config.scale == "none":
+        if config.scale == "off":
             scale = 1.0
         varies = scale > EPSILON and baseline is not None
         result[key] = (value - baseline) / scale if varies else None

@@ -77,7 +77,7 @@ VARIANTS: list[dict[str, Any]] = [
     *(
         {"estimator": "gtpo", "normalise": normalise, "baseline": baseline, "scale": scale}
         for normalise, baseline, scale in itertools.product(
-            ("group", "batch", "turn_index"), ("mean", "leave_one_out", "length"), ("std", "none")
+            ("group", "batch", "turn_index"), ("mean", "leave_one_out", "length"), ("std", "off")
         )
     ),
 ]
@@ -193,7 +193,7 @@ def test_a_length_conditioned_baseline_leaves_no_slope_in_the_turn_count(
 ) -> None:
     """Within turns of a set with equal outcome: what one more turn costs is all subtracted."""
     config = AdvantagesConfig(
-        baseline="length", scale="none", groups_without_outcome_variance="keep", normalise=normalise
+        baseline="length", scale="off", groups_without_outcome_variance="keep", normalise=normalise
     )
     credit = {k: v for k, v in credit_of(groups, config).items() if not isinstance(v, str)}
     sets: dict[object, list[Key]] = {}

@@ -2,6 +2,7 @@ import pytest
 
 from schemas.tables import ParseError
 from stages.foreign.calls import tool_code, turns_of
+from stages.foreign.messages import _said
 from stages.foreign.record import ForeignTurn, RejectedRow
 from stages.foreign.splitting import split_text
 
@@ -57,3 +58,9 @@ def test_a_call_that_was_not_run_is_a_call() -> None:
 def test_a_broken_call_is_named(text: str, error: ParseError | None) -> None:
     turn = only_turn(text)
     assert (turn.code, turn.parse_error, turn.reasoning) == (None, error, "Try.")
+
+
+@pytest.mark.parametrize("calls", [5, True, 1.5, "text", {"function": {}}])
+def test_calls_that_are_no_list_reject_the_row(calls: object) -> None:
+    with pytest.raises(RejectedRow, match="tool_calls are no list"):
+        _said({"role": "assistant", "content": "x", "tool_calls": calls})
