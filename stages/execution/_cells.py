@@ -7,7 +7,6 @@ import ast
 import atexit
 import builtins
 import contextlib
-import functools
 import importlib.util
 import io
 import linecache
@@ -100,12 +99,16 @@ def _seed_numpy(numpy_random: Any, number: int) -> None:
     numpy_random.seed(number)
     # Generators without a seed of their own draw from the system's randomness: each gets one.
     make = getattr(numpy_random.default_rng, "__wrapped__", numpy_random.default_rng)
-    seeds = numpy_random.SeedSequence(number)
+    seeds: list[Any] = []
 
-    @functools.wraps(make)
     def default_rng(seed: Any = None) -> Any:
-        return make(seeds.spawn(1)[0] if seed is None else seed)
+        if seed is not None:
+            return make(seed)
+        if not seeds:  # made when it is needed, for most snippets draw nothing
+            seeds.append(numpy_random.SeedSequence(number))
+        return make(seeds[0].spawn(1)[0])
 
+    default_rng.__wrapped__ = make  # type: ignore[attr-defined]
     numpy_random.default_rng = default_rng
 
 

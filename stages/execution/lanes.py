@@ -210,6 +210,10 @@ class Lane:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends it; what it runs is ended too."""
         for warmth in list(self._connections):
             self._close(warmth)
 

@@ -33,8 +33,9 @@ import os
 import queue
 import stat
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import polars as pl
@@ -56,8 +57,8 @@ _probe_lock = threading.Lock()
 class SandboxExecutor:
     """Runs snippets isolated from the machine and from each other.
 
-    The warm interpreter inside the sandbox is started with the first snippet and lives as long as
-    the executor.
+    The warm interpreter inside the sandbox, and the lanes it has forked, live as long as the
+    executor.
 
     Args:
         config: Limits of a snippet, and how many run beside each other.
@@ -73,6 +74,7 @@ class SandboxExecutor:
         path = bwrap or bundled_bwrap()
         self._zygote = Zygote(path, config)
         self._lanes = config.workers * _LANES_PER_WORKER
+        self._idle: queue.SimpleQueue[Lane] = queue.SimpleQueue()
         with _probe_lock:
             if (path, config) not in _probed:
                 probe(self._zygote)
@@ -87,7 +89,7 @@ class SandboxExecutor:
             waiting.put(index)
 
         def work() -> None:
-            with Lane(self._zygote) as lane, suppress(queue.Empty):
+            with self._lane() as lane, suppress(queue.Empty):
                 while True:
                     index = waiting.get_nowait()
                     outcomes[index] = lane.run(requests[index])
@@ -105,8 +107,25 @@ class SandboxExecutor:
                             waiting.get_nowait()
         return outcome_frame(snippets, [outcome for outcome in outcomes if outcome is not None])
 
+    @contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        """Lends a lane that has nothing to do, or a new one; those that broke are not kept."""
+        try:
+            lane = self._idle.get_nowait()
+        except queue.Empty:
+            lane = Lane(self._zygote)
+        try:
+            yield lane
+        except BaseException:
+            lane.close()
+            raise
+        self._idle.put(lane)
+
     def close(self) -> None:
         """Ends the warm interpreter; the next snippet starts another."""
+        with suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().close()
         self._zygote.close()
 
 
