@@ -116,8 +116,11 @@ Listed = list[dict[str, Any]]
 Looped = Callable[[list[list[float]], float], list[float]]
 
 
-def loop_over_groups(rows: Listed, gold: dict[str, str], credit: Looped) -> list[float]:
-    """Rewards and credits turns group by group, turn by turn."""
+def loop_over_groups(
+    rows: Listed, gold: dict[str, str], credit: Looped
+) -> tuple[list[float], float]:
+    """Rewards and credits turns group by group, turn by turn; returns the seconds of credit too."""
+    credit_s = 0.0
     groups: dict[str, dict[int, Listed]] = {}
     for row in rows:
         groups.setdefault(row["task_id"], {}).setdefault(row["sample_index"], []).append(row)
@@ -132,8 +135,10 @@ def loop_over_groups(rows: Listed, gold: dict[str, str], credit: Looped) -> list
                 silent = turn["turn_index"] == 0 and not turn["code"] and not turn["parse_error"]
                 rewards.append(float(right) + invalid + (-0.1 if silent else 0.0))
             rewarded.append(rewards)
+        started = time.perf_counter()
         advantages += credit(rewarded, GAMMA)
-    return advantages
+        credit_s += time.perf_counter() - started
+    return advantages, credit_s
 
 
 def with_numbers(rewards: list[list[float]], gamma: float) -> list[float]:
@@ -204,13 +209,17 @@ def main() -> None:
     ours = estimate_advantages(ShapedRewards.validate(shaped.head(part.height)), keep)["advantage"]
     torch.set_num_threads(1)  # its operations are too small to share
     for name, credit in (("tensors", with_tensors), ("plain numbers", with_numbers)):
-        loop_s, looped = seconds_of(
+        loop_s, (looped, credit_s) = seconds_of(
             lambda credit=credit: loop_over_groups(part.rows(named=True), gold, credit)
         )
         off = np.abs(np.array(looped) - ours.fill_null(0.0).to_numpy()).max()
         assert off < 1e-6, f"the loop with {name} computes something else: {off}"
-        figures[f"loop with {name}, s for as many turns"] = loop_s * count / part.height
-        figures[f"ratio to the loop with {name}"] = loop_s * count / part.height / both
+        share = count / part.height
+        figures[f"loop with {name}, s for as many turns"] = loop_s * share
+        figures[f"ratio to the loop with {name}"] = loop_s * share / both
+        figures[f"advantages alone, ratio to the loop with {name}"] = (
+            credit_s * share / figures["advantages by gtpo, s"]
+        )
     if options.json:
         print(json.dumps(figures))
         return

@@ -33,13 +33,24 @@ def test_a_table_lost_after_it_was_opened_is_one_line(
 
 
 def test_show_shows_the_columns_that_are_asked_for(cli: Cli, trained: Path) -> None:
-    shown = cli.run("show", "executions", "--store", str(trained), "--columns", "status, stdout")
+    shown = cli.run(
+        "show",
+        "executions",
+        "--store",
+        str(trained),
+        "--run",
+        "small",
+        "--columns",
+        "status, stdout",
+    )
     assert shown.returncode == 0, shown.stderr
     head = next(line for line in shown.stdout.splitlines() if "┆" in line)
     assert [name.strip() for name in head.strip("│ ").split("┆")] == ["status", "stdout"]
 
 
 def test_show_names_a_column_that_is_not_there(cli: Cli, trained: Path) -> None:
-    shown = cli.run("show", "executions", "--store", str(trained), "--columns", "statuses")
+    shown = cli.run(
+        "show", "executions", "--store", str(trained), "--run", "small", "--columns", "statuses"
+    )
     assert shown.returncode == 1
     assert shown.stderr.startswith("error: executions has no column statuses: it has run,")

@@ -11,11 +11,13 @@ from schemas.errors import StoreError
 from stages.advantages import ESTIMATORS
 from storage import open_table
 
+RUN = "small"
+"""Of the store that all tests share; others branch off it."""
+
 
 def test_each_iteration_is_credited_as_the_run_was(trained: Path) -> None:
-    run = next(trained.glob("run=*")).name.removeprefix("run=")
-    compared = estimators_of(trained, run)
-    stored = open_table(trained, run, "advantages").sort("iteration", "task_id", "sample_index",
+    compared = estimators_of(trained, RUN)
+    stored = open_table(trained, RUN, "advantages").sort("iteration", "task_id", "sample_index",
                                                          "turn_index").collect()  # fmt: skip
     credit = compared.credit.sort("iteration", "task_id", "sample_index", "turn_index")
     assert compared.iterations == sorted(stored["iteration"].unique())
@@ -25,7 +27,7 @@ def test_each_iteration_is_credited_as_the_run_was(trained: Path) -> None:
 def test_the_command_writes_rows_and_a_figure(cli: Cli, trained: Path, tmp_path: Path) -> None:
     rows, figure = tmp_path / "credit.parquet", tmp_path / "estimators.png"
     done = cli.run(
-        *("compare-estimators", "--store", str(trained), "--iteration", "1"),
+        *("compare-estimators", "--store", str(trained), "--run", RUN, "--iteration", "1"),
         *("--to", str(rows), "--figure", str(figure)),
     )
     assert done.returncode == 0, done.stderr
@@ -35,9 +37,8 @@ def test_the_command_writes_rows_and_a_figure(cli: Cli, trained: Path, tmp_path:
 
 
 def test_one_group_is_shown_turn_by_turn(cli: Cli, trained: Path) -> None:
-    run = next(trained.glob("run=*")).name.removeprefix("run=")
-    task = str(estimators_of(trained, run).credit["task_id"][0])
-    done = cli.run("compare-estimators", "--store", str(trained), "--group", task)
+    task = str(estimators_of(trained, RUN).credit["task_id"][0])
+    done = cli.run("compare-estimators", "--store", str(trained), "--run", RUN, "--group", task)
     assert done.returncode == 0, done.stderr
     assert f"group {task}" in done.stdout
     assert "0.0" in done.stdout
@@ -46,11 +47,11 @@ def test_one_group_is_shown_turn_by_turn(cli: Cli, trained: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--iteration", "9"], "has no shaped_rewards of iteration 9"),
-        (["--group", "none"], "has no group none"),
+        (["--run", RUN, "--iteration", "9"], "has no shaped_rewards of iteration 9"),
+        (["--run", RUN, "--group", "none"], "has no group none"),
         (["--run", "none"], "none"),
-        (["--figure", "picture.nonsense"], "picture.nonsense cannot be drawn"),
-        (["--to", "no/such/folder.parquet"], "cannot be written"),
+        (["--run", RUN, "--figure", "picture.nonsense"], "picture.nonsense cannot be drawn"),
+        (["--run", RUN, "--to", "no/such/folder.parquet"], "cannot be written"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(
@@ -65,14 +66,13 @@ def test_what_cannot_be_shown_is_one_line(
 def test_rewards_without_states_leave_gigpo_out(
     trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    run = next(trained.glob("run=*")).name.removeprefix("run=")
 
     def stateless(*arguments: object, **options: object) -> pl.LazyFrame:
         frame = open_table(*arguments, **options)  # type: ignore[arg-type]
         return frame.with_columns(state=pl.lit(None, pl.Int32))
 
     monkeypatch.setattr("flows.estimators.open_table", stateless)
-    compared = estimators_of(trained, run)
+    compared = estimators_of(trained, RUN)
     assert list(compared.left_out) == ["gigpo"]
     assert "gigpo" not in compared.credit.columns
     draw_estimators(compared, tmp_path / "figure.png")
