@@ -28,7 +28,7 @@ from pathlib import Path
 import polars as pl
 
 from benchmarks.ledger_rows import MAX_TURNS, ledger_rows
-from schemas.config import RunConfig
+from schemas.config import RolloutConfig, RunConfig
 from schemas.refs import Ref, TableRef
 from stages.grading import decide
 from storage import Fingerprint, RunRecord, Slot, Store
@@ -74,7 +74,8 @@ def fill(path: Path, turns: int, shards: int, expressions_share: float) -> Mappi
         pairs = answers.select("answer", "answer_right").unique()
         compared += sum(decide(*pair) is None for pair in pairs.iter_rows())
     write(store, slot_of(RUN, "prompts"), "prompts", pl.concat(prompts))
-    config = RunConfig().model_dump(mode="json")
+    rollout = RolloutConfig(shards=shards, max_turns=MAX_TURNS)
+    config = RunConfig(rollout=rollout).model_dump(mode="json")
     now = datetime.now(UTC)
     store.save_run(
         RunRecord(
