@@ -49,11 +49,10 @@ def run_cells(
         module.__dict__["__builtins__"] = builtins
         sys.modules["__main__"] = module
         on_ready()
-        if len(cells) > 1:
-            for cell in cells[:-1]:
-                _seed(cell)
-                _replay(cell, module)
-            stdout, raw = _replace_streams()  # they may have closed or changed theirs
+        for cell in cells[:-1]:
+            _seed(cell)
+            _replay(cell, module)
+            stdout, raw = _replace_streams()  # it may have closed or changed its own
         _seed(cells[-1])
         before = raw.count
 

@@ -241,6 +241,8 @@ def test_replayed_cells_draw_the_numbers_that_they_drew(executor, module):
 def test_however_an_earlier_cell_ended_the_next_one_prints(executor, earlier):
     rows = executor.execute(snippet_frame(["print(x)"], [earlier]))
     assert rows["stdout"].to_list() == ["1\n"], rows["stderr"][0]
+    rows = executor.execute(snippet_frame(["print(x)"], [earlier, "print(x); x = 2"]))
+    assert rows["stdout"].to_list() == ["2\n"], rows["stderr"][0]
 
 
 def test_an_earlier_cell_that_was_refused_left_no_state(executor):
