@@ -10,7 +10,6 @@ whole numbers, as most are: what math-verify takes is measured by `benchmarks.gr
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from statistics import stdev
@@ -20,9 +19,8 @@ import dataframely as dy
 import numpy as np
 import polars as pl
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import print_figures
 from schemas.config import AdvantagesConfig, TurnRewardsConfig
 from schemas.tables import TURN_KEY, Executions, Prompts, ShapedRewards, Turns
 from stages.advantages import ESTIMATORS, estimate_advantages
@@ -220,15 +218,7 @@ def main() -> None:
         figures[f"advantages alone, ratio to the loop with {name}"] = (
             credit_s * share / figures["advantages by gtpo, s"]
         )
-    if options.json:
-        print(json.dumps(figures))
-        return
-    table = Table(title="Credit of stored turns")
-    table.add_column("")
-    table.add_column("figure", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:,.2f}")
-    Console().print(table)
+    print_figures(figures, "Credit of stored turns", as_json=options.json)
 
 
 if __name__ == "__main__":

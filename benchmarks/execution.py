@@ -10,7 +10,6 @@ time limit. Ratios are of the sandbox to the others.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,9 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import print_figures
 from schemas.config import ExecutionConfig
 from stages.execution import SandboxExecutor
 from stages.execution.bubblewrap import bundled_bwrap, bwrap_arguments, unprivileged_id
@@ -153,15 +151,9 @@ def main() -> None:
     figures["trivial snippet, p99, ms"] = float(np.quantile(alone, 0.99))
     figures["trivial snippet beside 4 hanging ones, p99, ms"] = float(np.quantile(beside, 0.99))
     figures["p99, ratio"] = float(np.quantile(beside, 0.99) / np.quantile(alone, 0.99))
-    if options.json:
-        print(json.dumps(figures))
-        return
-    table = Table(title=f"{options.workers} workers, {os.cpu_count()} CPUs")
-    table.add_column("")
-    table.add_column("figure", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.2f}")
-    Console().print(table)
+    print_figures(
+        figures, f"{options.workers} workers, {os.cpu_count()} CPUs", as_json=options.json
+    )
 
 
 if __name__ == "__main__":

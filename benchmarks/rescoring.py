@@ -22,7 +22,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -32,7 +31,6 @@ from schemas.config import RolloutConfig, RunConfig
 from schemas.refs import Ref, TableRef
 from stages.grading import decide
 from storage import Fingerprint, RunRecord, Slot, Store
-from storage.digests import json_digest
 
 RUN = "run"
 
@@ -75,19 +73,8 @@ def fill(path: Path, turns: int, shards: int, expressions_share: float) -> Mappi
         compared += sum(decide(*pair) is None for pair in pairs.iter_rows())
     write(store, slot_of(RUN, "prompts"), "prompts", pl.concat(prompts))
     rollout = RolloutConfig(shards=shards, max_turns=MAX_TURNS)
-    config = RunConfig(rollout=rollout).model_dump(mode="json")
-    now = datetime.now(UTC)
-    store.save_run(
-        RunRecord(
-            name=RUN,
-            config=config,
-            config_digest=json_digest(config),
-            created_at=now,
-            updated_at=now,
-            status="finished",
-            iterations_done=1,
-        )
-    )
+    config = RunConfig(rollout=rollout)
+    store.save_run(RunRecord.new(RUN, config, status="finished", iterations_done=1))
     return {"turns": written, "groups": sum(map(len, prompts)), "math_verify_pairs": compared}
 
 

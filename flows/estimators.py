@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import polars as pl
@@ -9,6 +10,7 @@ import polars as pl
 from flows.sessions import stored_config
 from schemas.errors import StoreError
 from schemas.tables import ShapedRewards
+from stages.advantages import ESTIMATORS
 from stages.estimators_compared import (
     REFERENCE,
     agreement,
@@ -37,7 +39,8 @@ class SideBySide:
     def summary(self) -> pl.DataFrame:
         """Biases of each estimator, with its agreement with the reference."""
         told = biases(self.credit, self.names)
-        pairs = agreement(self.credit, self.names).filter(pl.col("a") == REFERENCE)
+        others = [name for name in self.names if name != REFERENCE]
+        pairs = agreement(self.credit, [(REFERENCE, name) for name in others])
         return told.join(
             pairs.select("b", "correlation", "same_sign"),
             left_on="estimator",
@@ -81,8 +84,9 @@ def estimators_of(store: str | Path, run: str, *, iteration: int | None = None) 
         stored_rows = rows.filter(pl.col("iteration").is_in(chosen)).collect()
     left_out = {}
     if stored_rows["state"].null_count():
-        left_out["gigpo"] = "these rewards have no states: rerun turn_rewards"
-        del settings["gigpo"]
+        by_state = [n for n, c in settings.items() if "state" in ESTIMATORS[c.estimator].needs]
+        left_out = dict.fromkeys(by_state, "these rewards have no states: rerun turn_rewards")
+        settings = {n: c for n, c in settings.items() if n not in left_out}
     batches = []
     for (number,), batch in stored_rows.group_by("iteration", maintain_order=True):
         shaped = ShapedRewards.validate(batch.select(ShapedRewards.column_names()), cast=True)
@@ -123,7 +127,7 @@ def draw_estimators(compared: SideBySide, path: Path) -> None:
             place.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels_shown = axes["right turn_index"].get_legend_handles_labels()
     figure.legend(handles, labels_shown, loc="outside lower center", ncols=6, fontsize=8)
-    pairs = agreement(compared.credit, compared.names)
+    pairs = agreement(compared.credit, combinations(compared.names, 2))
     share = {(a, b): s for a, b, s in pairs.select("a", "b", "same_sign").iter_rows()}
     grid = [
         [1.0 if a == b else share.get((a, b), share.get((b, a))) or 0.0 for b in compared.names]

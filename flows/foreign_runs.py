@@ -10,7 +10,6 @@ a killed import left is used by the same import, or removed by gc.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from schemas.tables import Prompts
 from stages.foreign import ImportedTables, format_of, read_trajectories
 from stages.shards import take_shard
 from storage import RunRecord, Slot, Store, explain
-from storage.digests import json_digest
 from storage.layout import run_uri
 from storage.problem_sources import Source
 from storage.trajectory_files import find_trajectories
@@ -107,7 +105,7 @@ def import_file(store: Store, run: str, file: TrajectoryFile) -> bool:
         with store.backend.errors("write", run_uri(run)):
             store.backend.mark_incomplete(run)
         _keep(place, file, config)
-        store.save_run(_record(run, file, config))
+        store.save_run(RunRecord.new(run, config, status="finished", imported_from=file.path.name))
     return True
 
 
@@ -117,20 +115,6 @@ def _config_of(tables: ImportedTables) -> RunConfig:
         prompts=len(tables.prompts), samples=tables.max_samples, max_turns=tables.max_turns
     )
     return RunConfig(iterations=1, rollout=rollout)
-
-
-def _record(run: str, file: TrajectoryFile, config: RunConfig) -> RunRecord:
-    now = datetime.now(UTC)
-    values = config.model_dump(mode="json")
-    return RunRecord(
-        name=run,
-        config=values,
-        config_digest=json_digest(values),
-        created_at=now,
-        updated_at=now,
-        status="finished",
-        imported_from=file.path.name,
-    )
 
 
 def _require_same_import(store: Store, place: Place, file: TrajectoryFile) -> None:

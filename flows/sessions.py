@@ -4,7 +4,6 @@ import signal
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 import httpx
 from pydantic import ValidationError
@@ -313,30 +312,16 @@ def refuse_other_settings(store: Store, known: RunRecord, config: RunConfig) -> 
 
 
 def _record(store: Store, run: str, config: RunConfig, parent: RunParent | None) -> RunRecord:
-    now = datetime.now(UTC)
-    values = config.model_dump(mode="json")
     known = store.run_record(run) if store.has_run(run) else None
     if known is not None and parent is not None and known.parent != parent:
         raise ConfigError(f"run {run} exists and is another branch: take another --into")
+    origin = parent or (known.parent if known is not None else None)
+    fresh = RunRecord.new(run, config, status="running", parent=origin)
     if known is None or not store.has_results(run):
-        return RunRecord(
-            name=run,
-            config=values,
-            config_digest=json_digest(values),
-            created_at=now,
-            updated_at=now,
-            status="running",
-            parent=parent or (known.parent if known is not None else None),
-        )
+        return fresh
     refuse_other_settings(store, known, config)
-    return known.model_copy(
-        update={
-            "config": values,
-            "config_digest": json_digest(values),
-            "status": "running",
-            "message": None,
-        }
-    )
+    changed = fresh.model_dump(include={"config", "config_digest", "status", "message"})
+    return known.model_copy(update=changed)
 
 
 def _close(store: Store, run: str, status: str, message: str | None) -> None:

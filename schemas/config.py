@@ -10,16 +10,11 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from schemas.errors import ConfigError
 from schemas.reward_components import RewardComponents
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from schemas.section import Section
 
 
 class ProblemsConfig(Section):

@@ -10,14 +10,14 @@ The rule of GTPO itself, accuracy and format, is in `stages.turn_rewards`.
 from abc import ABC, abstractmethod
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import override
 
+from schemas.section import Section
 
-class RewardComponent(BaseModel, ABC):
+
+class RewardComponent(Section, ABC):
     """Settings of one component, and what it is worth on every turn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @abstractmethod
     def reward(self) -> pl.Expr:
@@ -77,10 +77,8 @@ class Overlong(RewardComponent):
         return pl.when(pl.col("is_last")).then(self.penalty * share).otherwise(0.0)
 
 
-class RewardComponents(BaseModel):
+class RewardComponents(Section):
     """All components; the name of a field is that of its column."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     execution_error: ExecutionError = ExecutionError()
     void_turn: VoidTurn = VoidTurn()

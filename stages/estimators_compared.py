@@ -4,8 +4,7 @@ Every estimator has its own unit, so biases are told in standard deviations of i
 advantages. Which of them trains better is not decided here.
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
 
 import dataframely as dy
 import polars as pl
@@ -73,15 +72,19 @@ def credit_by_estimator(
     return credit.hstack(columns)
 
 
-def agreement(credit: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """Returns how far each two estimators agree, over turns that both credit.
+def agreement(credit: pl.DataFrame, pairs: Iterable[tuple[str, str]]) -> pl.DataFrame:
+    """Returns how far two estimators agree, over turns that both credit.
+
+    Args:
+        credit: As `credit_by_estimator` returns it.
+        pairs: Columns of estimators to compare with each other.
 
     Returns:
         `a`, `b`, `turns` that both credit, `correlation` (Pearson's; null if one is constant) and
         `same_sign`, the share of turns with the same sign; null without such turns.
     """
     rows = []
-    for a, b in combinations(names, 2):
+    for a, b in pairs:
         both = credit.select(a, b).drop_nulls()
         varies = both.height > 1 and all(both[name].n_unique() > 1 for name in (a, b))
         same = (both[a].sign() == both[b].sign()).mean()

@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from schemas.config import RunConfig
 from schemas.errors import StoreError, StoreUnavailable
 from storage.backend import Backend
+from storage.digests import json_digest
 from storage.layout import record_uri
 
 
@@ -52,6 +54,26 @@ class RunRecord(BaseModel):
     """Number of iterations whose stages are all stored."""
     message: str | None = None
     """Why it failed, in one line."""
+
+    @classmethod
+    def new(cls, name: str, config: RunConfig, **fields: Any) -> "RunRecord":
+        """Returns the record of a run that begins now.
+
+        Args:
+            name: Name of the run.
+            config: Its settings.
+            fields: `status`, and what else is to be set.
+        """
+        now = datetime.now(UTC)
+        values = config.model_dump(mode="json")
+        return cls(
+            name=name,
+            config=values,
+            config_digest=json_digest(values),
+            created_at=now,
+            updated_at=now,
+            **fields,
+        )
 
 
 def save_run(backend: Backend, record: RunRecord) -> RunRecord:

@@ -42,7 +42,13 @@ class Credit:
     normalise: str
 
 
-Estimator = Callable[[Rows, AdvantagesConfig], Credit]
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """One estimator."""
+
+    credit: Callable[[Rows, AdvantagesConfig], Credit]
+    needs: tuple[str, ...]
+    """Columns of the rewards that it reads, beside the outcome."""
 
 
 def gtpo(rows: Rows, config: AdvantagesConfig) -> Credit:
@@ -147,14 +153,14 @@ def gigpo(rows: Rows, config: AdvantagesConfig) -> Credit:
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "gtpo": gtpo,
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "rloo": rloo,
-    "reinforce_pp": reinforce_pp,
-    "reinforce_pp_baseline": reinforce_pp_baseline,
-    "mt_grpo": mt_grpo,
-    "gigpo": gigpo,
+    "gtpo": Estimator(gtpo, ("shaped_total",)),
+    "grpo": Estimator(grpo, ("grpo_reward",)),
+    "dr_grpo": Estimator(dr_grpo, ("grpo_reward",)),
+    "rloo": Estimator(rloo, ("grpo_reward",)),
+    "reinforce_pp": Estimator(reinforce_pp, ("grpo_reward",)),
+    "reinforce_pp_baseline": Estimator(reinforce_pp_baseline, ("grpo_reward",)),
+    "mt_grpo": Estimator(mt_grpo, ("accuracy", "total")),
+    "gigpo": Estimator(gigpo, ("total", "state")),
 }
 """Every estimator by its name in the config."""
 

@@ -27,9 +27,6 @@ from schemas.tables import (
 from stages.advantages.estimators import ESTIMATORS, Credit, equal_outcomes
 from stages.advantages.rows import SMALLEST_SCALE, Flags, Floats, Rows
 
-TWO_PARTS = ("mt_grpo", "gigpo")
-"""Estimators with an advantage of the trajectory and one of the turn."""
-
 
 def estimate_advantages(
     shaped_rewards: dy.DataFrame[ShapedRewards], config: AdvantagesConfig
@@ -61,7 +58,7 @@ def estimate_advantages(
     equal = equal_outcomes(rows) & rows.counts
     dropped = equal & (config.groups_without_outcome_variance == "drop")
     rows = replace(rows, counts=rows.counts & ~dropped)
-    credit = ESTIMATORS[config.estimator](rows, config)
+    credit = ESTIMATORS[config.estimator].credit(rows, config)
     return _table(rows, credit, config, equal=equal, dropped=dropped)
 
 
@@ -135,24 +132,19 @@ def _require_values(rows: Rows, config: AdvantagesConfig) -> None:
         raise TurnledgerError(
             f"trajectory {_key_of(rows, partly)} is excluded in part: exclude all of its turns"
         )
-    if config.estimator == "gtpo":
-        rewards = ["shaped_total"]
-    elif config.estimator in TWO_PARTS:
-        rewards = ["accuracy", "total"]
-    else:
-        rewards = ["grpo_reward"]
-    for column in (*rewards, "outcome"):
+    needs = ESTIMATORS[config.estimator].needs
+    if "state" in needs and rows.frame["state"].null_count():
+        raise TurnledgerError(
+            f"{config.estimator} needs the state of every turn, which these rewards do not have: "
+            "rerun turn_rewards"
+        )
+    for column in (*needs, "outcome"):
         without = rows.counts & rows.frame[column].is_null().to_numpy()
         if without.any():
             raise TurnledgerError(
                 f"trajectory {_key_of(rows, without)} has a turn without {column} and without a "
                 "reason"
             )
-    if config.estimator == "gigpo" and rows.frame["state"].null_count():
-        raise TurnledgerError(
-            "gigpo needs the state of every turn, which these rewards do not have: rerun "
-            "turn_rewards"
-        )
 
 
 def _key_of(rows: Rows, where: Flags) -> str:

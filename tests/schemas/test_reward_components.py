@@ -76,7 +76,7 @@ def test_a_new_component_is_a_setting_a_column_a_term_and_in_the_documentation(
     module = tmp_path / "schemas/reward_components.py"
     source = module.read_text()
     edited = source.replace(
-        "class RewardComponents(BaseModel):", f"{NEW_CLASS}class RewardComponents(BaseModel):"
+        "class RewardComponents(Section):", f"{NEW_CLASS}class RewardComponents(Section):"
     ).replace(
         "    overlong: Overlong = Overlong()\n",
         "    overlong: Overlong = Overlong()\n    short_code: ShortCode = ShortCode()\n",

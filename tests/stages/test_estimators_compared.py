@@ -67,17 +67,17 @@ def test_biases_have_the_unit_of_the_estimators_own_deviation() -> None:
 
 def test_agreement_of_an_estimator_with_its_opposite() -> None:
     opposite = CREDIT.with_columns(opposite=-pl.col("gtpo"))
-    (row,) = agreement(opposite, ["gtpo", "opposite"]).iter_rows(named=True)
+    (row,) = agreement(opposite, [("gtpo", "opposite")]).iter_rows(named=True)
     assert (row["turns"], row["same_sign"]) == (CREDIT.height, 0.0)
     assert row["correlation"] == pytest.approx(-1.0)
 
 
 def test_agreement_is_over_turns_that_both_credit() -> None:
     partly = CREDIT.with_columns(partly=pl.when(pl.col("task_id") == "a").then("gtpo"))
-    (row,) = agreement(partly, ["gtpo", "partly"]).iter_rows(named=True)
+    (row,) = agreement(partly, [("gtpo", "partly")]).iter_rows(named=True)
     assert row["turns"] == CREDIT.filter(task_id="a").height
     none = CREDIT.with_columns(none=pl.lit(None, pl.Float64))
-    (row,) = agreement(none, ["gtpo", "none"]).iter_rows(named=True)
+    (row,) = agreement(none, [("gtpo", "none")]).iter_rows(named=True)
     assert (row["turns"], row["correlation"], row["same_sign"]) == (0, None, None)
 
 
