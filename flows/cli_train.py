@@ -180,7 +180,7 @@ def in_session(
         TurnledgerError: If the run cannot be used, or the work fails.
     """
     from flows.progress import Display
-    from flows.sessions import check_prefect_home, session, visit
+    from flows.sessions import check_prefect_home, interrupts_told, session, visit
 
     check_prefect_home()
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
@@ -191,6 +191,7 @@ def in_session(
         with (
             held,
             Display(Console(), store, config.iterations) as display,
+            interrupts_told(),
         ):
             work()
     except KeyboardInterrupt as error:
