@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from stages._grading_words import spelled_integer, with_digits_alone
+
 ROUNDED_PLACES = 3
 """Decimal places from which on a decimal may stand for an endless one: 0.333 for 1/3."""
 
@@ -49,6 +51,9 @@ _FRACTION = re.compile(
     rf"(?:\\frac\s*\{{\s*(?P<a>-?(?:{_DIGITS}))\s*\}}\s*\{{\s*(?P<b>-?(?:{_DIGITS}))\s*\}}"
     rf"|\(?(?P<c>{_DIGITS})\)?\s*/\s*\(?(?P<d>-?(?:{_DIGITS}))\)?)",
     re.A,
+)
+_REPEATING = re.compile(
+    r"(?P<whole>\d+)\.(?P<first>\d*)\\(?:overline|bar)\s*\{\s*(?P<again>\d+)\s*\}", re.A
 )
 NOT_UNITS = (
     "and|or|to|by|of|over|times|plus|minus|mod|divided|half|third|quarter|hundred|thousand|"
@@ -95,6 +100,8 @@ _UNITS = {
         "dollar": "dollar usd",
         "cent": "cent",
         "euro": "euro eur",
+        "mile/hour": "mph",
+        "km/hour": "kph",
         "degree": "degree",
         "radian": "radian rad",
     }.items()
@@ -102,18 +109,13 @@ _UNITS = {
 }
 """Units that exclude each other; any other word after a number may be left out or differ."""
 
-_CARDINALS = """
-    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-    sixteen seventeen eighteen nineteen twenty
-"""
-_VALUES = {word: value for value, word in enumerate(_CARDINALS.split())}
-
 
 def read_number(text: str) -> Number | None:
     """Returns the number that a text states, with at most a currency, percent sign or unit."""
-    if text.casefold() in _VALUES:
-        return Number(Fraction(_VALUES[text.casefold()]), 0, 1, False, None)
-    sign = _SIGN.match(text) if _DIGIT.search(text) else None
+    if not _DIGIT.search(text):
+        return _read_words(text)
+    text = with_digits_alone(text)
+    sign = _SIGN.match(text)
     if sign is None or (sign["before"] and sign["after"]):
         return None
     body = text[sign.end() :]
@@ -121,20 +123,38 @@ def read_number(text: str) -> Number | None:
     body, unit = (body[: percent.start()], None) if percent else _without_unit(body)
     if sign["currency"]:
         unit = _CURRENCIES[sign["currency"].upper()]
+    read = _read_digits(body)
+    if read is None:
+        return None
+    value, decimals, significant = read
     factor = -1 if "-" in (sign["before"], sign["after"]) else 1
+    return Number(factor * value, decimals, significant, percent is not None, unit)
+
+
+def _read_digits(body: str) -> tuple[Fraction, int | None, int] | None:
+    """Returns value, decimal places and significant digits of a number without sign and unit."""
     if match := _DECIMAL.fullmatch(body):
         exponent = int(match["exponent"] or 0)
         value = _fraction(match["digits"]) * Fraction(10) ** exponent
         decimals = len(match["digits"].partition(".")[2]) - exponent
         significant = len(re.sub(r"\D", "", match["digits"]).lstrip("0"))
-        return Number(factor * value, max(decimals, 0), significant, percent is not None, unit)
+        return value, max(decimals, 0), significant
     if match := _FRACTION.fullmatch(body):
         above, below = (_fraction(match[a] or match[b]) for a, b in (("a", "c"), ("b", "d")))
-        if below == 0:
-            return None
-        value = int(match["whole"] or 0) + above / below
-        return Number(factor * value, None, 0, percent is not None, unit)
+        return None if below == 0 else (int(match["whole"] or 0) + above / below, None, 0)
+    if match := _REPEATING.fullmatch(body):
+        once, again = match["whole"] + match["first"], match["again"]
+        below = 10 ** len(match["first"]) * (10 ** len(again) - 1)
+        return Fraction(int(once + again) - int(once), below), None, 0
     return None
+
+
+def _read_words(text: str) -> Number | None:
+    """Returns the number that words spell, with at most a unit after them."""
+    words, _, unit = text.rpartition(" ")
+    known = _unit_name(unit)
+    value = spelled_integer(words if known else text)
+    return None if value is None else Number(Fraction(value), 0, 1, False, known)
 
 
 def _without_unit(body: str) -> tuple[str, str | None]:
@@ -144,15 +164,33 @@ def _without_unit(body: str) -> tuple[str, str | None]:
     match = _UNIT.search(body)
     if match is None:
         return body, None
-    written = next(group for group in match.groups() if group is not None).strip(" .").lower()
-    return body[: match.start()], _UNITS.get(written) or _UNITS.get(written.removesuffix("s"))
+    return body[: match.start()], _unit_name(match[0])
+
+
+_ONE_UNIT = re.compile(
+    r"(?P<before>(?:square|sq|cubic|cu)\.? )?(?P<name>.+?)(?P<after>\^[23]| squared| cubed)?"
+)
+
+
+def _unit_name(written: str) -> str | None:
+    """Returns the one name of a unit: `km/hour` of `\\text{ km/h}`; None if it has none."""
+    bare = re.sub(r"\\text|[{}]|\s(?=\^)|(?<=\^)\s", "", written).lower()
+    names = []
+    for part in re.split(r"/|\bper\b", bare):
+        match = _ONE_UNIT.fullmatch(" ".join(part.split()).rstrip("."))
+        name = match and (_UNITS.get(match["name"]) or _UNITS.get(match["name"].removesuffix("s")))
+        if match is None or name is None:
+            return None
+        power = (match["before"] or "") + (match["after"] or "")
+        names.append(name + ("^3" if re.search("3|cu", power) else "^2" if power else ""))
+    return "/".join(names)
 
 
 def _fraction(digits: str) -> Fraction:
     return Fraction(re.sub(r"[, _]", "", digits).removesuffix(".") or "0")
 
 
-_LETTER_UNIT = re.compile(r"(?<=[\d.}])\s*(?P<unit>[mgshL])$")
+_LETTER_UNIT = re.compile(r"(?<=[\d.}])\s*(?P<unit>[mgshL](?:\^\{?[23]\}?)?)$")
 
 
 def read_with_letter(text: str) -> Number | None:
@@ -164,7 +202,7 @@ def read_with_letter(text: str) -> Number | None:
     number = None if match is None else read_number(text[: match.start()])
     if match is None or number is None or number.unit is not None:
         return None
-    return replace(number, unit=_UNITS.get(match["unit"].lower(), match["unit"]))
+    return replace(number, unit=_unit_name(match["unit"]) or match["unit"])
 
 
 def is_same_number(ours: Number, gold: Number) -> bool:

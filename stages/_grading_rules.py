@@ -22,6 +22,7 @@ from stages._grading_texts import (
     read_answer,
     read_normalised,
 )
+from stages._grading_words import time_of_day
 
 MAX_CHARS = 512
 """Longest answer that is parsed; longer ones are right only if they equal the gold text."""
@@ -84,6 +85,8 @@ def _as_intervals(answer: Answer, other: Answer) -> Answer:
 def _decide(ours: Answer, gold: Answer) -> Decision | None:
     if ours.key == gold.key:
         return Decision(True, GradingMethod.TEXT)
+    if decision := _decide_times(ours, gold):
+        return decision
     if ours.number is not None and gold.number is not None:
         return Decision(is_same_number(ours.number, gold.number), GradingMethod.NUMBER)
     return (
@@ -93,6 +96,15 @@ def _decide(ours: Answer, gold: Answer) -> Decision | None:
         or _decide_elements(ours, gold)
         or _decide_capped(ours, gold)
     )
+
+
+def _decide_times(ours: Answer, gold: Answer) -> Decision | None:
+    """Decides times of day; without a half of the day on either side it may be a ratio."""
+    time, gold_time = time_of_day(ours.text), time_of_day(gold.text)
+    if time is None or gold_time is None or not (time[1] or gold_time[1]):
+        return None
+    halves = {half for half in (time[1], gold_time[1]) if half}
+    return Decision(time[0] == gold_time[0] and len(halves) == 1, GradingMethod.NUMBER)
 
 
 def _decide_units(ours: Answer, gold: Answer) -> Decision | None:

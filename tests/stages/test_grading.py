@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,24 @@ def is_equal(prediction: str, answer: str) -> bool | None:
 
 
 RIGHT = [
+    ("twenty-one", "21"),
+    ("one hundred and five thousand", "105000"),
+    ("nineteen hundred", "1900"),
+    ("negative five", "-5"),
+    ("minus 3", "-3"),
+    ("five dollars", "$5"),
+    (r"1.5 \text{ million}", "1500000"),
+    ("$2 million", "2{,}000{,}000"),
+    (r"0.1\overline{6}", r"\frac16"),
+    (r"-0.\bar{3}", "-1/3"),
+    ("60 km/h", "60 kilometers per hour"),
+    ("60 mph", r"60\text{ miles per hour}"),
+    ("12 square meters", "12 m^2"),
+    (r"12\text{ cm}^3", "12 cubic centimeters"),
+    ("5:30 p.m.", r"5:30\text{ PM}"),
+    ("11:45", "11:45 a.m."),
+    ("17:00", "5 pm"),
+    ("12 am", "0:00 am"),
     ("5 m", "5 meters"),
     ("5 km", "5km"),
     ("ab", "ba"),
@@ -127,6 +146,19 @@ RIGHT = [
     (r"\displaystyle\frac12", "1/2"),
 ]
 WRONG = [
+    ("60 mph", "60 km/h"),
+    ("12 cm^2", "12 cm^3"),
+    ("12 cm^2", "12 cm"),
+    ("60 km/h", "60 km"),
+    ("5 am", "5 pm"),
+    ("5:30 am", "5:30 pm"),
+    ("17:00", "5 am"),
+    ("11:45 a.m.", "11:54 a.m."),
+    ("five five", "10"),
+    ("five hundred", "5"),
+    ("2 million", "2"),
+    (r"0.\overline{3}", r"0.\overline{6}"),
+    (r"0.\overline{36}", "1/3"),
     ("5 cm", "5 m"),
     ("5 m", "5 km"),
     ("5 m", "5 s"),
@@ -287,6 +319,15 @@ def test_grade_of_no_rows_is_empty() -> None:
 def test_equal_fractions_are_right_however_written(numerator: int, factor: int) -> None:
     written = rf"\frac{{{numerator * factor}}}{{{7 * factor}}}"
     assert verdicts((written, f"{numerator}/7")) == ["right"]
+
+
+@LAW
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(0, 10**6))
+def test_a_repeating_decimal_is_its_geometric_series(first: int, places: int, again: int) -> None:
+    again %= 10**places
+    value = first + Fraction(again, 10**places) / (1 - Fraction(1, 10**places))
+    written = rf"{first}.\overline{{{again:0{places}}}}"
+    assert is_equal(written, f"{value.numerator}/{value.denominator}")
 
 
 @LAW
