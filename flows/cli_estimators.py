@@ -7,7 +7,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli_options import DEFAULT_STORE, RunOption, StoreOption, chosen_run, write_frame
+from flows.cli_options import (
+    DEFAULT_STORE,
+    RunOption,
+    StoreOption,
+    check_output,
+    chosen_run,
+    write_frame,
+)
 from schemas.errors import TurnledgerError
 
 if TYPE_CHECKING:
@@ -44,6 +51,8 @@ def compare_estimators(
     from flows.estimators import draw_estimators, estimators_of
     from storage import Store
 
+    check_output(to, ".parquet")
+    check_output(figure, ".png")
     compared = estimators_of(store, chosen_run(Store.open(store), run), iteration=iteration)
     console = Console()
     for name, reason in compared.left_out.items():
@@ -57,8 +66,8 @@ def compare_estimators(
     if figure is not None:
         try:
             draw_estimators(compared, figure)
-        except (OSError, ValueError) as error:  # matplotlib refuses endings with a ValueError
-            raise TurnledgerError(f"{figure} cannot be drawn: {error}") from error
+        except OSError as error:
+            raise TurnledgerError(f"{figure} cannot be written: {error.strerror}") from error
         console.print(f"figure  {figure}", markup=False, highlight=False, soft_wrap=True)
 
 

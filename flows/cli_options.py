@@ -127,6 +127,25 @@ def _toml_lines(values: dict[str, Any], name: str) -> list[str]:
     return lines
 
 
+def check_output(path: Path | None, ending: str) -> None:
+    """Refuses a file that could not be written, before the work for it is done.
+
+    Args:
+        path: The file that a user named; null where none is asked for.
+        ending: What its name must end with, dot included.
+
+    Raises:
+        TurnledgerError: If it has another ending, is a folder or lies in none.
+    """
+    if path is None:
+        return
+    if path.suffix != ending:
+        raise TurnledgerError(f"{path} cannot be written: take a name that ends in {ending}")
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise TurnledgerError(f"{path} cannot be written: {reason}")
+
+
 def write_frame(frame: "pl.DataFrame", path: Path) -> None:
     """Writes a frame to the Parquet file that a user named.
 

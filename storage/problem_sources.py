@@ -16,6 +16,14 @@ from schemas.errors import ProblemFileError
 _JSON_LINES = (".jsonl", ".ndjson")
 _KNOWN_TYPES = (*_JSON_LINES, ".parquet", ".arrow")
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+_NO_TEXT = {
+    b"\xff\xfe": "UTF-16 text: write it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: write it as UTF-8",
+    b"\x1f\x8b": "compressed by gzip: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it",
+    b"PAR1": "Parquet: name it so",
+}
+"""First bytes of files that hold no lines of JSON, to what they are."""
 _SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")
 
 
@@ -115,6 +123,8 @@ def _json_rows(file: Path) -> Iterator[RawRow]:
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(lines):
+                if number == 0:
+                    _refuse_other_content(file, line)
                 content = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
                 if content.strip():
                     yield _json_row(content)
@@ -122,11 +132,20 @@ def _json_rows(file: Path) -> Iterator[RawRow]:
         raise ProblemFileError(f"cannot read {file}: {error.strerror}") from error
 
 
+def _refuse_other_content(file: Path, line: bytes) -> None:
+    for start, told in _NO_TEXT.items():
+        if line.startswith(start):
+            raise ProblemFileError(f"{file} is named as JSON lines and is {told}")
+
+
 def _json_row(line: bytes) -> RawRow:
-    text = line.decode("utf-8", "replace").strip()
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):  # ValueError: no JSON, or no UTF-8
+        text = line.decode().strip()
+    except UnicodeDecodeError:
+        return RawRow(line.decode(errors="replace").strip(), None, "not UTF-8")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return RawRow(text, None, "not JSON")
     if not isinstance(value, dict):
         return RawRow(text, None, "not a JSON object")

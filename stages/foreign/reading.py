@@ -61,12 +61,16 @@ def format_of(rows: Iterable[Row]) -> str:
         TrajectoryFileError: If they have none that is known, naming their fields.
     """
     fields: Fields | None = None
+    problem = "there is no row"
     for row in itertools.islice(rows, _LOOKED_AT):
         for name, known in FORMATS.items():
             if row.fields is not None and known.is_row(row.fields):
                 return name
         fields = fields or row.fields
-    told = "no row with fields" if fields is None else f"a row has {', '.join(map(str, fields))}"
+        problem = f"rows are {row.problem}"
+    if fields is None:
+        raise TrajectoryFileError(f"no row has fields: {problem}")
+    told = f"a row has {', '.join(map(str, fields))}"
     raise TrajectoryFileError(
         f"the format is not known, {told}: say it with --format, one of {', '.join(FORMATS)}"
     )

@@ -50,7 +50,8 @@ def test_one_group_is_shown_turn_by_turn(cli: Cli, trained: Path) -> None:
         (["--run", RUN, "--iteration", "9"], "has no shaped_rewards of iteration 9"),
         (["--run", RUN, "--group", "none"], "has no group none"),
         (["--run", "none"], "none"),
-        (["--run", RUN, "--figure", "picture.nonsense"], "picture.nonsense cannot be drawn"),
+        (["--run", RUN, "--figure", "picture.nonsense"], "picture.nonsense cannot be written"),
+        (["--run", "none", "--figure", "no/such/folder.png"], "there is no folder no/such"),
         (["--run", RUN, "--to", "no/such/folder.parquet"], "cannot be written"),
     ],
 )

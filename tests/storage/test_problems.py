@@ -55,7 +55,7 @@ def test_load_jsonl_with_byte_order_mark_and_empty_lines(tmp_path: Path) -> None
     ("bad", "reason"),
     [
         (b"{not json", "not JSON"),
-        (b'{"problem": "\xff"}', "not JSON"),
+        (b'{"problem": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "not JSON"),
         ([1], "not a JSON object"),
         ({"id": "b", "answer": "2"}, "field problem missing"),

@@ -1,8 +1,9 @@
+import gzip
 from pathlib import Path
 
 import pytest
 
-from schemas.errors import TrajectoryFileError
+from schemas.errors import ProblemFileError, TrajectoryFileError
 from storage.trajectory_files import find_trajectories
 
 
@@ -27,3 +28,20 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, name: str, told: str) -
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(TrajectoryFileError, match=told):
         find_trajectories(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"problem": "1+1"}\n'.encode("utf-16"), "is UTF-16 text: write it as UTF-8"),
+        (gzip.compress(b"{}"), "is compressed by gzip: unpack it"),
+    ],
+    ids=["utf-16", "gzip"],
+)
+def test_a_file_of_other_content_is_refused_as_a_whole(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
+    path = tmp_path / "dump.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ProblemFileError, match=told):
+        list(find_trajectories(path).rows())
