@@ -179,8 +179,9 @@ def in_session(
     Raises:
         TurnledgerError: If the run cannot be used, or the work fails.
     """
+    from flows.interrupts import END_TIME_S, end_within, interrupts_told
     from flows.progress import Display
-    from flows.sessions import check_prefect_home, interrupts_told, session, visit
+    from flows.sessions import check_prefect_home, session, visit
 
     check_prefect_home()
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
@@ -196,5 +197,6 @@ def in_session(
             work()
     except KeyboardInterrupt as error:
         typer.echo(f"interrupted: the same command continues run {run}", err=True)
+        end_within(END_TIME_S, 130)
         raise typer.Exit(130) from error
     typer.echo(f"{display.computed} stage runs computed, {display.reused} found stored")

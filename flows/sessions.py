@@ -247,30 +247,6 @@ def start_prefect() -> None:
 
 
 @contextmanager
-def interrupts_told() -> Iterator[None]:
-    """Makes an interrupt of the error that a library raised while it handled one.
-
-    Prefect's engine, for one, answers Ctrl-C at the moment a task run begins with a `ValueError`
-    of its own.
-
-    Raises:
-        KeyboardInterrupt: If an interrupt is among what the error came from.
-    """
-    try:
-        yield
-    except Exception as error:
-        if _came_from_interrupt(error):
-            raise KeyboardInterrupt from error
-        raise
-
-
-def _came_from_interrupt(error: BaseException | None) -> bool:
-    if error is None or isinstance(error, KeyboardInterrupt):
-        return error is not None
-    return _came_from_interrupt(error.__cause__) or _came_from_interrupt(error.__context__)
-
-
-@contextmanager
 def session(
     store: Store, run: str, config: RunConfig, *, parent: RunParent | None = None
 ) -> Iterator[RunRecord]:

@@ -14,7 +14,7 @@ from small_runs import SMALL, Cli, sets
 
 from flows.binding import open_store
 from flows.events import StageEvent, listening
-from flows.sessions import interrupts_told, session
+from flows.sessions import session
 from flows.train import train
 from schemas.config import parse_config
 from schemas.tables import TABLES, TURN_KEY
@@ -148,24 +148,6 @@ def test_interrupt_ends_in_one_line_and_leaves_a_run_to_continue(cli: Cli, tmp_p
     assert stderr.strip().splitlines()[-1].startswith("interrupted: ")
     assert "Traceback" not in stderr
     assert Store.open(store).run_record("small").status == "interrupted"
-
-
-def fail_while_handling(handled: BaseException) -> None:
-    """Fails as a library does that makes an error of its own of what it met."""
-    try:
-        raise handled
-    except (KeyboardInterrupt, OSError):
-        raise ValueError("Task run is not set") from OSError("a reason of its own")
-
-
-@pytest.mark.parametrize(
-    ("handled", "told"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(), ValueError)]
-)
-def test_an_error_made_of_an_interrupt_is_an_interrupt(
-    handled: BaseException, told: type[BaseException]
-) -> None:
-    with pytest.raises(told), interrupts_told():
-        fail_while_handling(handled)
 
 
 def test_ctrl_c_in_a_terminal_interrupts_with_a_temporary_server(cli: Cli, tmp_path: Path) -> None:
