@@ -47,7 +47,7 @@ def engine_of(
 ) -> tuple[TransformersEngine, Dialogue]:
     """Returns the embedded engine of a stored policy and the dialogue of its tokenizer."""
     with _making:
-        return _engine(store, policy, compute.device)
+        return _engine(store, policy, compute.device, compute.cache_mib)
 
 
 def embedding_of(model: Ref, compute: ComputeConfig) -> EmbeddingModel:
@@ -74,9 +74,13 @@ def try_executor(config: ExecutionConfig) -> None:
 
 
 @lru_cache(maxsize=2)
-def _engine(store: str, policy: CheckpointRef, device: str) -> tuple[TransformersEngine, Dialogue]:
+def _engine(
+    store: str, policy: CheckpointRef, device: str, cache_mib: int
+) -> tuple[TransformersEngine, Dialogue]:
     model, tokenizer = load_policy(open_store(store).path(policy), device=device)
-    engine = TransformersEngine(model, policy_version=policy.policy_version)
+    engine = TransformersEngine(
+        model, tokenizer, policy_version=policy.policy_version, cache_mib=cache_mib
+    )
     return engine, Dialogue(tokenizer)
 
 

@@ -29,6 +29,12 @@ def _with_nulls(**columns: pl.DataType) -> Upgrade:
 
 
 UPGRADES: dict[str, dict[int, Upgrade]] = {
+    "turns": {
+        # All of the distribution was sampled from then.
+        1: lambda rows: rows.with_columns(
+            pl.lit(1.0, pl.Float32).alias("top_p"), pl.lit(0, pl.Int32).alias("top_k")
+        )
+    },
     "turn_rewards": {
         1: lambda rows: _with_nulls(state=pl.Int32(), grading_method=_METHODS)(rows).with_columns(
             # They were no part of the total then: worth nothing.
