@@ -4,7 +4,10 @@ Each function describes a stage run; the closure inside reads the inputs, hands 
 stage and names what comes back.
 """
 
+import dataframely as dy
+
 from flows.binding import Place, Produced, StageRun
+from flows.catalogue import ENGINE_MODULES
 from flows.outside import given_policy, problem_file, readable_files
 from flows.resources import dialogue_of, engine_of, executor_of, on_torch_thread
 from flows.stage_tasks import stage_task
@@ -19,7 +22,7 @@ from flows.task_inputs import (
 )
 from schemas.config import ExecutionConfig, ProblemsConfig, RunConfig
 from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
-from schemas.tables import Problems
+from schemas.tables import Problems, Turns
 from stages.cold_start import start_policy
 from stages.execution import execute_turns
 from stages.prompts import embedded_problems, make_prompts, pick_problems
@@ -166,27 +169,33 @@ def rollout_task(
 
     def compute() -> Produced:
         asked, said, observed = read_trajectories(place, history)
-        engine, dialogue = engine_of(place.store, policy, sampling.compute)
-        sampled = on_torch_thread(
-            sampling.compute,
-            lambda: roll_out_turn(
-                take_shard(asked, shard.index, shard.of),
-                said,
-                observed,
-                engine=engine,
-                dialogue=dialogue,
-                config=sampling.config,
-                seed=sampling.seed,
-                turn_index=turn,
-            ),
-        )
+        with engine_of(place.store, policy, sampling) as (engine, dialogue):
+
+            def roll_out() -> dy.DataFrame[Turns]:
+                return roll_out_turn(
+                    take_shard(asked, shard.index, shard.of),
+                    said,
+                    observed,
+                    engine=engine,
+                    dialogue=dialogue,
+                    config=sampling.config,
+                    seed=sampling.seed,
+                    turn_index=turn,
+                )
+
+            # Shards that are with a server wait there together; it batches them.
+            is_served = sampling.config.engine == "vllm"
+            sampled = roll_out() if is_served else on_torch_thread(sampling.compute, roll_out)
         return Produced(tables={"turns": sampled})
 
+    by_engine = {"dtype": sampling.vllm.dtype} if sampling.config.engine == "vllm" else {}
     return StageRun(
         place=place,
         slot=place.slot("rollout", shard=shard.index, turn=turn),
+        modules=ENGINE_MODULES[sampling.config.engine],
         config={
             **sampling.config.model_dump(mode="json", exclude={"prompts", "shards", "max_turns"}),
+            **by_engine,
             **shard.model_dump(),
             "turn": turn,
         },
