@@ -13,12 +13,12 @@ from typing import TypeVar
 import torch
 
 from flows.binding import open_store
-from schemas.config import ComputeConfig, ExecutionConfig
+from schemas.config import ComputeConfig, DialogueFormat, ExecutionConfig
 from schemas.refs import CheckpointRef, Ref
-from stages.dialogue import Dialogue
+from stages.dialogue import Dialogue, make_dialogue
 from stages.execution import Executor, make_executor
 from stages.rollout.transformers_engine import TransformersEngine
-from storage.checkpoints import load_policy
+from storage.checkpoints import load_policy, load_tokenizer
 from storage.embeddings import EmbeddingModel, load_embedding_model
 
 T = TypeVar("T")
@@ -42,10 +42,8 @@ def on_torch_thread(compute: ComputeConfig, work: Callable[[], T]) -> T:
     return _torch_thread.submit(run).result()
 
 
-def engine_of(
-    store: str, policy: CheckpointRef, compute: ComputeConfig
-) -> tuple[TransformersEngine, Dialogue]:
-    """Returns the embedded engine of a stored policy and the dialogue of its tokenizer."""
+def engine_of(store: str, policy: CheckpointRef, compute: ComputeConfig) -> TransformersEngine:
+    """Returns the embedded engine of a stored policy."""
     with _making:
         return _engine(store, policy, compute.device)
 
@@ -74,10 +72,9 @@ def try_executor(config: ExecutionConfig) -> None:
 
 
 @lru_cache(maxsize=2)
-def _engine(store: str, policy: CheckpointRef, device: str) -> tuple[TransformersEngine, Dialogue]:
-    model, tokenizer = load_policy(open_store(store).path(policy), device=device)
-    engine = TransformersEngine(model, policy_version=policy.policy_version)
-    return engine, Dialogue(tokenizer)
+def _engine(store: str, policy: CheckpointRef, device: str) -> TransformersEngine:
+    model, _ = load_policy(open_store(store).path(policy), device=device)
+    return TransformersEngine(model, policy_version=policy.policy_version)
 
 
 @lru_cache(maxsize=1)
@@ -92,6 +89,6 @@ def _executor(config: ExecutionConfig) -> Executor:
 
 
 @lru_cache(maxsize=2)
-def dialogue_of(store: str, policy: CheckpointRef) -> Dialogue:
-    """Returns the dialogue of a stored policy's tokenizer."""
-    return Dialogue(load_policy(open_store(store).path(policy))[1])
+def dialogue_of(store: str, policy: CheckpointRef, name: DialogueFormat) -> Dialogue:
+    """Returns a dialogue format for a stored policy's tokenizer."""
+    return make_dialogue(name, load_tokenizer(open_store(store).path(policy)))
