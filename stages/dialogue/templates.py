@@ -15,9 +15,12 @@ from schemas.errors import PolicyError
 
 Message = dict[str, Any]
 
-PROBLEM = "PROBLEM4071"
-_TURNS = ("TURN5183", "TURN6295")
-_OBSERVATIONS = ("OBSERVATION7307", "OBSERVATION8419")
+PROBLEM = 'the "problem"\n4071'
+_TURNS = ("turn 5183", "turn 6295")
+# Quotes and a line break, which a template that writes observations as JSON would not leave.
+_OBSERVATIONS = ('the "observation"\n7307', 'the "observation"\n8419')
+_THINK = "<think>\n"
+_THOUGHT = "a thought\n</think>\n\n"
 _TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError)
 """What templates raise, which are programs of their own, at messages that they do not take."""
 
@@ -98,6 +101,8 @@ def around_observation(
     """Returns what stands around an observation.
 
     `before` begins where the policy's message ends, and `after` ends where its next one starts.
+    Where a template opens the policy's messages with `<think>`, the turns that it is tried with
+    close it, as the policy's own will.
 
     Args:
         tokenizer: Brings the template.
@@ -108,20 +113,22 @@ def around_observation(
         PolicyError: If the template writes earlier messages otherwise once others follow, so that
             a trajectory cannot be made by adding to its end.
     """
-    start = rendered(tokenizer, opening, tools=tools)
     messages = list(opening)
-    whole = start
+    written = rendered(tokenizer, messages, tools=tools)
+    thinks = written.endswith(_THINK)
     found = []
     for turn, observation in zip(_TURNS, _OBSERVATIONS, strict=True):
+        content = f"{_THINK}{_THOUGHT}{turn}" if thinks else turn
         messages += [
-            {"role": "assistant", "content": turn},
+            {"role": "assistant", "content": content},
             {"role": "tool", "name": "python", "content": observation},
         ]
-        earlier, whole = whole, rendered(tokenizer, messages, tools=tools)
-        history, rest = _cut(whole, turn)
+        said = f"{written}{_THOUGHT}" if thinks else written
+        written = rendered(tokenizer, messages, tools=tools)
+        history, rest = _cut(written, turn)
         before, after = _cut(rest, observation)
-        # A template may open the next message with more than an earlier one has, as `<think>`.
-        if not earlier.startswith(history):
+        # A template may open the next message with more than an earlier one has: an empty thought.
+        if not said.startswith(history):
             raise PolicyError(
                 "the policy's chat template cannot be used for tool calls: it writes earlier "
                 "messages otherwise once others follow"
@@ -145,7 +152,7 @@ def _cut(text: str, word: str) -> tuple[str, str]:
     before, found, after = text.partition(word)
     if not found or word in after:
         raise PolicyError(
-            "the policy's chat template cannot be used: it leaves out a message, repeats it, or "
-            "does not know its role"
+            "the policy's chat template cannot be used: it does not write every message once and as "
+            "it is"
         )
     return before, after
