@@ -68,6 +68,8 @@ def typed(
         finish_reason=pl.lit("code"),
         reasoning=pl.lit(""),
         temperature=pl.lit(1.0),
+        top_p=pl.lit(1.0),
+        top_k=pl.lit(0),
         policy_version=pl.lit(0),
         seed=pl.lit(0),
     )

@@ -254,6 +254,8 @@ def _turns(frame: pl.DataFrame, random: np.random.Generator) -> dy.DataFrame[Tur
             logprobs=_lists(logprobs, lengths),
             finish_reason=reason,
             temperature=pl.lit(1.0),
+            top_p=pl.lit(1.0),
+            top_k=pl.lit(0),
             policy_version=pl.lit(1),
             seed=pl.Series(random.integers(0, 2**62, frame.height)),
         ).select(Turns.column_names()),

@@ -62,6 +62,8 @@ def frames(
         finish_reason=pl.lit("code"),
         reasoning=pl.lit(""),
         temperature=pl.lit(1.0),
+        top_p=pl.lit(1.0),
+        top_k=pl.lit(0),
         policy_version=pl.lit(0),
         seed=pl.lit(0),
     )

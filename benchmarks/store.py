@@ -59,6 +59,8 @@ def turns(rows: int) -> pl.DataFrame:
             "answer": pl.Series([None] * rows, dtype=pl.String),
             "parse_error": pl.Series([None] * rows, dtype=pl.String),
             "temperature": [1.0] * rows,
+            "top_p": [1.0] * rows,
+            "top_k": [0] * rows,
             "policy_version": [3] * rows,
             "seed": random.integers(0, 2**62, rows),
         }

@@ -237,7 +237,7 @@ def roll_out(bench: Bench, engine: TransformersEngine, clock: Clock | None = Non
 def measure_first_turn(bench: Bench, figures: Figures) -> None:
     """Adds tokens a second of the engine and of transformers.generate() on equal requests."""
     requests = first_turn_requests(bench)
-    engine = TransformersEngine(bench.started.model, policy_version=0)
+    engine = TransformersEngine(bench.started.model, bench.started.tokenizer, policy_version=0)
     started = time.perf_counter()
     sampled = sum(len(row) for row in engine.generate(requests).token_ids)
     own = sampled / (time.perf_counter() - started)

@@ -45,7 +45,7 @@ def on_torch_thread(compute: ComputeConfig, work: Callable[[], T]) -> T:
 def engine_of(store: str, policy: CheckpointRef, compute: ComputeConfig) -> TransformersEngine:
     """Returns the embedded engine of a stored policy."""
     with _making:
-        return _engine(store, policy, compute.device)
+        return _engine(store, policy, compute.device, compute.cache_mib)
 
 
 def embedding_of(model: Ref, compute: ComputeConfig) -> EmbeddingModel:
@@ -72,9 +72,11 @@ def try_executor(config: ExecutionConfig) -> None:
 
 
 @lru_cache(maxsize=2)
-def _engine(store: str, policy: CheckpointRef, device: str) -> TransformersEngine:
-    model, _ = load_policy(open_store(store).path(policy), device=device)
-    return TransformersEngine(model, policy_version=policy.policy_version)
+def _engine(store: str, policy: CheckpointRef, device: str, cache_mib: int) -> TransformersEngine:
+    model, tokenizer = load_policy(open_store(store).path(policy), device=device)
+    return TransformersEngine(
+        model, tokenizer, policy_version=policy.policy_version, cache_mib=cache_mib
+    )
 
 
 @lru_cache(maxsize=1)

@@ -206,6 +206,8 @@ def sampling_of(place: Place, config: RunConfig) -> Sampling:
                 "samples": asked.samples,
                 "shards": asked.shards,
                 "temperature": asked.temperature,
+                "top_p": asked.top_p,
+                "top_k": asked.top_k,
             }
         )
     # Evaluations share their seed, so that policies are compared on the same luck.

@@ -85,6 +85,10 @@ class RolloutConfig(Section):
     pretrained models; `chat` are tool calls through the model's own chat template."""
     temperature: float = Field(1.0, ge=0)
     """0 samples greedily."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Share of probability that is sampled from, the likeliest tokens first."""
+    top_k: int = Field(0, ge=0)
+    """Most tokens that are sampled from; 0 for all."""
 
 
 class ExecutionConfig(Section):
@@ -217,6 +221,8 @@ class EvaluationConfig(Section):
     """Samples a problem, k of avg@k."""
     shards: int = Field(2, ge=1)
     temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
     path: str | None = None
     """Held-out problems as in `problems.path`; null for the embedded held-out problems."""
 
@@ -228,6 +234,8 @@ class ComputeConfig(Section):
     """Threads of torch. Results repeat bit for bit only with equal threads."""
     device: str = "cpu"
     """Torch device of the embedded engine and of the optimiser."""
+    cache_mib: int = Field(2_048, ge=1)
+    """Most memory for keys and values of the rows that the embedded engine decodes together."""
     verify: Literal["full", "sampled"] = "full"
     """How stored results are verified: every byte, or sizes and a few blocks of large files."""
 

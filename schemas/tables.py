@@ -196,6 +196,12 @@ class Turns(dy.Schema):
     temperature = dy.Float32(
         min=0, metadata={"doc": "Sampling temperature; 0 is greedy, with log-probabilities at 1."}
     )
+    top_p = dy.Float32(
+        min_exclusive=0,
+        max=1,
+        metadata={"doc": "Share of probability that was sampled from; 1 is all of it."},
+    )
+    top_k = dy.Int32(min=0, metadata={"doc": "Most tokens that were sampled from; 0 is all."})
     policy_version = dy.Int32(min=0, metadata={"doc": "Version of the policy that sampled."})
     seed = dy.Int64(metadata={"doc": "Seed of the turn's random stream."})
 
@@ -418,7 +424,7 @@ TABLES: dict[str, Table] = {
     "prompts": Table(schema=Prompts, version=1),
     "rejected_trajectories": Table(schema=RejectedTrajectories, version=1),
     "foreign_labels": Table(schema=ForeignLabels, version=1),
-    "turns": Table(schema=Turns, version=1),
+    "turns": Table(schema=Turns, version=2),
     "executions": Table(schema=Executions, version=1),
     "turn_rewards": Table(schema=TurnRewards, version=2),
     "shaped_rewards": Table(schema=ShapedRewards, version=2),

@@ -152,7 +152,7 @@ def _cut(text: str, word: str) -> tuple[str, str]:
     before, found, after = text.partition(word)
     if not found or word in after:
         raise PolicyError(
-            "the policy's chat template cannot be used: it does not write every message once and as "
-            "it is"
+            "the policy's chat template cannot be used: it does not write every message once and "
+            "as it is"
         )
     return before, after

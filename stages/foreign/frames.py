@@ -1,8 +1,8 @@
 """Tables of foreign trajectories: prompts, turns, executions, labels and rejected rows.
 
 What others did not keep is not made up: token ids are empty, times and exit codes null. Where the
-schema asks for a value of the sampling (temperature, policy version, seed) it is 1, 0 and 0; only
-optimisation would read it, and that is refused for imported runs.
+schema asks for a value of the sampling (temperature, top-p, top-k, policy version, seed) it is 1,
+1, 0, 0 and 0; only optimisation would read it, and that is refused for imported runs.
 
 An execution is `error` where its output ends in an error of Python, else `ok`: nothing more can be
 told from a text.
@@ -215,6 +215,8 @@ def _turns(rows: pl.DataFrame, groups: Sequence[Group]) -> dy.DataFrame[Turns]:
             token_ids=pl.lit([], pl.List(pl.Int32)),
             logprobs=pl.lit([], pl.List(pl.Float32)),
             temperature=pl.lit(1.0),
+            top_p=pl.lit(1.0),
+            top_k=pl.lit(0),
             policy_version=pl.lit(0),
             seed=pl.lit(0),
         )

@@ -27,6 +27,8 @@ class Batch:
     logprobs: NDArray[np.float32]  # [tokens] when sampled; 0 where not trained
     advantages: NDArray[np.float32]  # [tokens] of the token's turn; 0 where not trained
     temperatures: NDArray[np.float32]  # [trajectories] of the sampling; never 0
+    top_ps: NDArray[np.float32]  # [trajectories] likewise; 1 for all tokens
+    top_ks: NDArray[np.int64]  # [trajectories] likewise; 0 for all tokens
     offsets: NDArray[np.int64]  # [trajectories + 1]
 
     def __len__(self) -> int:
@@ -48,6 +50,8 @@ class Padded:
     logprobs: torch.Tensor
     advantages: torch.Tensor
     temperatures: torch.Tensor  # [rows]
+    top_ps: torch.Tensor  # [rows]
+    top_ks: torch.Tensor  # [rows]
 
 
 def make_batch(
@@ -110,12 +114,20 @@ def make_batch(
         .explode("token_ids", "logprobs", "advantages", "trained", empty_as_null=False)
     )
     lengths = tokens.group_by(TRAJECTORY_KEY, maintain_order=True).len()["len"].to_numpy()
-    temperatures = (
+    sampling = (
         turns.join(taught, on=TRAJECTORY_KEY, how="semi")
         .group_by(TRAJECTORY_KEY)
-        .agg(pl.col("temperature").first())
-        .sort(TRAJECTORY_KEY)["temperature"]
-        .to_numpy()
+        .agg(pl.col("temperature", "top_p", "top_k").first())
+        .sort(TRAJECTORY_KEY)
+        # Greedy tokens have the log-probabilities of the whole distribution at temperature 1.
+        .select(
+            pl.when(pl.col("temperature") > 0)
+            .then("temperature")
+            .otherwise(1)
+            .alias("temperature"),
+            pl.when(pl.col("temperature") > 0).then("top_p").otherwise(1).alias("top_p"),
+            pl.when(pl.col("temperature") > 0).then("top_k").otherwise(0).alias("top_k"),
+        )
     )
     trained = tokens["trained"].to_numpy()
     return Batch(
@@ -123,7 +135,9 @@ def make_batch(
         trained=trained,
         logprobs=np.where(trained, tokens["logprobs"].to_numpy(), np.float32(0)),
         advantages=tokens["advantages"].to_numpy(),
-        temperatures=np.where(temperatures == 0, np.float32(1), temperatures),
+        temperatures=sampling["temperature"].to_numpy().astype(np.float32),
+        top_ps=sampling["top_p"].to_numpy().astype(np.float32),
+        top_ks=sampling["top_k"].to_numpy().astype(np.int64),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
 
@@ -162,6 +176,8 @@ def pad(batch: Batch, trajectories: NDArray[np.int64], device: torch.device) -> 
         logprobs=rows(batch.logprobs),
         advantages=rows(batch.advantages),
         temperatures=torch.from_numpy(batch.temperatures[trajectories]).to(device),
+        top_ps=torch.from_numpy(batch.top_ps[trajectories]).to(device),
+        top_ks=torch.from_numpy(batch.top_ks[trajectories]).to(device),
     )
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from schemas.config import OptimisationConfig
 from schemas.errors import TurnledgerError
 from schemas.tables import Updates
+from stages.distribution import entropy_of, log_distribution
 from stages.optimisation.batches import Batch, Padded, pad, split_by_tokens
 from stages.optimisation.losses import clipped_token_loss
 
@@ -117,14 +118,25 @@ def _accumulate(
 def trained_logprobs(model: PreTrainedModel, padded: Padded) -> tuple[torch.Tensor, torch.Tensor]:
     """Computes log-probabilities and entropies of the trained tokens, [tokens] each.
 
+    Both are of the distribution that was sampled from, cut by top-p and top-k as the weights now
+    have it; a token that was sampled stays in it.
+
     Padding stands on the right, where causal attention never looks, so it needs no mask.
     """
     logits = model(input_ids=padded.token_ids, use_cache=False).logits[:, :-1]
     chosen = padded.trained[:, 1:]
-    temperatures = padded.temperatures[:, None].expand(chosen.shape)[chosen]
-    logits = logits[chosen].float() / temperatures[:, None]
-    distribution = torch.log_softmax(logits, dim=-1)
     targets = padded.token_ids[:, 1:][chosen]
+
+    def of_tokens(of_rows: torch.Tensor) -> torch.Tensor:
+        return of_rows[:, None].expand(chosen.shape)[chosen]
+
+    distribution = log_distribution(
+        logits[chosen],
+        temperature=of_tokens(padded.temperatures),
+        top_p=of_tokens(padded.top_ps),
+        top_k=of_tokens(padded.top_ks),
+        kept=targets,
+    )
     with torch.no_grad():
-        entropy = -(distribution.exp() * distribution).sum(dim=-1)
+        entropy = entropy_of(distribution)
     return distribution.gather(1, targets[:, None])[:, 0], entropy

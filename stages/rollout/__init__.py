@@ -73,6 +73,8 @@ def roll_out_turn(
             stop_ids=dialogue.stop_ids,
             stop_strings=dialogue.stop_strings,
             temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
         )
     )
     sampled = pl.DataFrame(
@@ -91,7 +93,9 @@ def roll_out_turn(
             pl.col("token_ids", "logprobs").fill_null([]),
             turn_index=pl.lit(turn_index, pl.Int32),
             temperature=pl.lit(config.temperature, pl.Float32),
-            policy_version=pl.lit(engine.policy_version, pl.Int32),
+            top_p=pl.lit(config.top_p, pl.Float32),
+            top_k=pl.lit(config.top_k, pl.Int32),
+            policy_version=pl.lit(generated.policy_version, pl.Int32),
             seed=pl.Series(seeds, dtype=pl.Int64),
             limit=pl.Series(np.where(room < config.max_turn_tokens, "context", "length")),
         )

@@ -1,24 +1,34 @@
 """The embedded engine: batched decoding of any transformers causal language model.
 
-Each distinct context is prefilled once, however many samples share it. Rows are aligned on the
-right of a preallocated cache, so that every row writes its next key into the same column; rows
-that are finished leave the batch when enough of them have gathered. Randomness comes from one
+Rows that are finished leave the batch when enough of them have gathered, and rows that wait take
+their place: the longest contexts first, so that rows beside each other are of like length. Each
+distinct context is prefilled once, however many samples share it. Randomness comes from one
 counter-based stream a row, so a row's draws do not depend on its neighbours.
 
-Calls are served one at a time: on one device a second batch beside the first only slows both.
+Calls are served one at a time: on one device a second batch beside the first only slows both, and
+rows of other calls in a batch would make its rounding depend on who comes when.
 """
 
 import threading
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from schemas.errors import PolicyError
 from stages.randomness import uniforms
-from stages.rollout.engine import Generations, Requests
+from stages.rollout.decoding import Batch, Run, join
+from stages.rollout.engine import Capabilities, Generations, Requests
+from stages.rollout.kv_cache import bytes_per_token, gather
+from stages.rollout.stop_strings import StopStrings
 
 PREFILL_TOKENS = 8_192
 """Tokens of one prefill pass, padding included: bounds the memory of activations."""
@@ -26,21 +36,40 @@ PREFILL_TOKENS_ON_CPU = 1_024
 """The same on a CPU, where activations that leave the cache cost more than further passes."""
 COMPACT_BELOW = 0.7
 """Finished rows are dropped when fewer than this share of the batch still runs."""
+MIB = 2**20
 
 
 class TransformersEngine:
     """Samples from a transformers model on its own device."""
 
-    def __init__(self, model: PreTrainedModel, *, policy_version: int) -> None:
-        """Wraps a model, which is only read.
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        policy_version: int,
+        cache_mib: int = 2_048,
+    ) -> None:
+        """Wraps a model, which only `update_weights` changes.
 
         Args:
             model: Causal language model in evaluation mode.
+            tokenizer: Knows what its tokens write.
             policy_version: Version written beside everything it samples.
+            cache_mib: Most memory for keys and values of the rows in a batch; one row may take
+                more.
         """
         self._model = model
+        self._tokenizer = tokenizer
         self._policy_version = policy_version
+        self._cache_bytes = cache_mib * MIB
         self._one_at_a_time = threading.Lock()
+        self._watcher = lru_cache(maxsize=4)(self._make_watcher)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this engine can do."""
+        return Capabilities(live_weights=True, prefix_cache=False)
 
     @property
     def policy_version(self) -> int:
@@ -51,6 +80,26 @@ class TransformersEngine:
     def max_context_tokens(self) -> int:
         """Most tokens of a context with its continuation."""
         return int(self._model.config.max_position_embeddings)
+
+    def update_weights(self, folder: str, policy_version: int) -> None:
+        """Samples from another policy of the same architecture from now on.
+
+        Raises:
+            PolicyError: If the folder holds no such policy.
+        """
+        try:
+            other = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, dtype=self._model.dtype
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise PolicyError(f"{folder} holds no weights for this policy: {reason}") from error
+        weights = other.state_dict()
+        if _shapes(weights) != _shapes(self._model.state_dict()):
+            raise PolicyError(f"{folder} holds no weights for this policy: they have other shapes")
+        with self._one_at_a_time:
+            self._model.load_state_dict(weights)
+            self._policy_version = policy_version
 
     def generate(self, requests: Requests) -> Generations:
         """Samples a continuation of every context.
@@ -65,48 +114,77 @@ class TransformersEngine:
             PolicyError: If the policy yields no numbers, or attends to fewer tokens than a
                 context with its continuation has.
         """
-        if not requests.contexts:
-            return Generations(token_ids=[], logprobs=[])
         with self._one_at_a_time, torch.inference_mode():
+            if not requests.contexts:
+                return Generations(
+                    token_ids=[], logprobs=[], stopped=[], policy_version=self._policy_version
+                )
             return self._decode(requests)
 
     def _decode(self, requests: Requests) -> Generations:
-        device = self._model.device
-        budget = int(requests.max_new_tokens.max())
-        batch = self._prefill(requests, budget)
-        noise = torch.from_numpy(uniforms(requests.seeds, budget)).to(device)
-        limits = torch.from_numpy(requests.max_new_tokens).to(device)
-        stops = torch.tensor(requests.stop_ids, device=device)
-        count = len(requests.contexts)
-        tokens = torch.zeros((count, budget), dtype=torch.long, device=device)
-        logprobs = torch.zeros((count, budget), dtype=torch.float32, device=device)
-        lengths = torch.zeros(count, dtype=torch.long, device=device)
-        for step in range(budget):
-            token, logprob = _sample(batch.logits, noise[batch.rows, step], requests.temperature)
-            tokens[batch.rows, step] = token
-            logprobs[batch.rows, step] = logprob
-            lengths[batch.rows[batch.running]] = step + 1
-            batch.running &= ~torch.isin(token, stops) & (limits[batch.rows] > step + 1)
+        run = self._start(requests)
+        lengths = [len(context) for context in requests.contexts]
+        waiting = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        batch = self._admit(run, waiting, None)
+        while batch is not None:
+            token = run.sample(batch)
             running = int(batch.running.sum())
+            has_room = running < COMPACT_BELOW * len(batch.rows)
             if running == 0:
-                break
-            if running < COMPACT_BELOW * len(batch.rows):
-                token = token[batch.running]
-                batch.keep(batch.running)
-            batch.logits = self._forward(batch, token)
-        if not bool(logprobs.isfinite().all()):
-            raise PolicyError("the policy yields no finite log-probabilities: its weights diverged")
-        ends = lengths.tolist()
-        return Generations(
-            token_ids=[row[:end] for row, end in zip(tokens.tolist(), ends, strict=True)],
-            logprobs=[row[:end] for row, end in zip(logprobs.tolist(), ends, strict=True)],
+                batch = None
+            else:
+                if has_room:
+                    token = token[batch.running]
+                    batch = join([batch], batch.running.nonzero()[:, 0])
+                batch.logits = self._forward(batch, token)
+            if waiting and has_room:
+                batch = self._admit(run, waiting, batch)
+        return run.result(self._policy_version)
+
+    def _start(self, requests: Requests) -> Run:
+        budget = int(requests.max_new_tokens.max())
+        self._refuse_short_attention(max(map(len, requests.contexts)) + budget)
+        noise = torch.from_numpy(uniforms(requests.seeds, budget + 1)).to(self._model.device)
+        watcher = self._watcher(requests.stop_strings) if requests.stop_strings else None
+        return Run.start(requests, noise, watcher)
+
+    def _admit(self, run: Run, waiting: list[int], batch: Batch | None) -> Batch | None:
+        """Lets as many rows into the batch as the cache has room for; one at least if it is empty.
+
+        Args:
+            run: What is sampled.
+            waiting: Rows that wait, the longest context first; those that are let in are removed.
+            batch: Rows that run.
+        """
+        contexts = run.requests.contexts
+        columns = len(contexts[waiting[0]]) + run.budget
+        rows = 0
+        if batch is not None:
+            columns, rows = max(columns, batch.width + run.budget), len(batch.rows)
+        free = self._cache_bytes // (columns * self._bytes_per_token) - rows
+        if batch is None:
+            free = max(free, 1)
+        if free <= 0:
+            return batch
+        chosen, waiting[:] = sorted(waiting[:free]), waiting[free:]
+        return self._prefill(run, chosen, batch)
+
+    @cached_property
+    def _bytes_per_token(self) -> int:
+        cache, _ = self._prefill_part([torch.tensor([0])])
+        return bytes_per_token(cache)
+
+    def _make_watcher(self, texts: tuple[str, ...]) -> StopStrings:
+        vocabulary = self._model.get_output_embeddings().weight.shape[0]
+        return StopStrings(
+            self._tokenizer, texts, vocabulary=int(vocabulary), device=self._model.device
         )
 
-    def _forward(self, batch: "_Batch", token: torch.Tensor) -> torch.Tensor:
+    def _forward(self, batch: Batch, token: torch.Tensor) -> torch.Tensor:
         """Feeds one token a row; returns the next logits, [rows, vocabulary]."""
         # Finished rows stay where they are: beyond the last position a model may know none.
         batch.positions += batch.running
-        columns = batch.cache.get_seq_length() + 1
+        columns = batch.width + 1
         output = self._model(
             input_ids=token[:, None],
             attention_mask=self._mask(batch.visible[:, None, None, :columns]),
@@ -117,39 +195,44 @@ class TransformersEngine:
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
-    def _prefill(self, requests: Requests, budget: int) -> "_Batch":
-        """Runs every distinct context once and lays the results out for decoding."""
+    def _prefill(self, run: Run, rows: list[int], running: Batch | None) -> Batch:
+        """Runs the distinct contexts of rows once and lays them out beside the running rows."""
         device = self._model.device
         distinct: dict[tuple[int, ...], int] = {}
-        owner = [distinct.setdefault(tuple(c), len(distinct)) for c in requests.contexts]
+        owner = [
+            distinct.setdefault(tuple(run.requests.contexts[row]), len(distinct)) for row in rows
+        ]
         contexts = [torch.tensor(context) for context in distinct]
         lengths = torch.tensor([len(context) for context in contexts])
-        width = int(lengths.max())
-        self._refuse_short_attention(width + budget)
         tokens_at_once = PREFILL_TOKENS_ON_CPU if device.type == "cpu" else PREFILL_TOKENS
-        caches, logits = [], []
+        caches, logits, order = [], [], []
         by_length = torch.argsort(lengths, descending=True, stable=True).tolist()
         while by_length:
             rows_at_once = max(1, tokens_at_once // len(contexts[by_length[0]]))
             part, by_length = by_length[:rows_at_once], by_length[rows_at_once:]
             cache, last = self._prefill_part([contexts[i] for i in part])
-            caches.append((part, cache))
-            logits.append((part, last))
-        order = torch.tensor([i for part, _ in logits for i in part])
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order))
+            caches.append(cache)
+            logits.append(last)
+            order += part
+        place = torch.empty(len(order), dtype=torch.long)
+        place[torch.tensor(order)] = torch.arange(len(order))
         source = place[torch.tensor(owner)].to(device)
-        visible = torch.zeros((len(owner), width + budget), dtype=torch.bool, device=device)
+        width = int(lengths.max())
         row_lengths = lengths[torch.tensor(owner)].to(device)
-        visible[:] = torch.arange(width + budget, device=device) >= width - row_lengths[:, None]
-        return _Batch(
-            rows=torch.arange(len(owner), device=device),
-            running=torch.ones(len(owner), dtype=torch.bool, device=device),
-            logits=torch.cat([last for _, last in logits])[source],
+        capacity = width + run.budget
+        new = Batch(
+            rows=torch.tensor(rows, device=device),
+            steps=torch.zeros(len(rows), dtype=torch.long, device=device),
+            running=torch.ones(len(rows), dtype=torch.bool, device=device),
+            logits=torch.cat(logits)[source],
             positions=row_lengths - 1,
-            visible=visible,
-            cache=_join([cache for _, cache in caches], source, width, width + budget),
+            visible=torch.arange(capacity, device=device) >= width - row_lengths[:, None],
+            cache=gather(caches, source, width=width, capacity=capacity),
         )
+        if running is None:
+            return new
+        both = len(running.rows) + len(new.rows)
+        return join([running, new], torch.arange(both, device=device))
 
     def _prefill_part(self, contexts: list[torch.Tensor]) -> tuple[DynamicCache, torch.Tensor]:
         """Prefills contexts padded on the left to the longest of them."""
@@ -191,99 +274,5 @@ class TransformersEngine:
             )
 
 
-@dataclass(slots=True, kw_only=True)
-class _Batch:
-    """Rows being decoded; all tensors share the first dimension."""
-
-    rows: torch.Tensor  # [batch] position in the requests
-    running: torch.Tensor  # [batch] not yet finished
-    logits: torch.Tensor  # [batch, vocabulary] of the next token
-    positions: torch.Tensor  # [batch] position of the last token fed
-    visible: torch.Tensor  # [batch, columns] cache columns that hold the row's tokens
-    cache: DynamicCache
-
-    def keep(self, chosen: torch.Tensor) -> None:
-        """Drops the other rows, and cache columns that no row left uses."""
-        self.rows, self.running = self.rows[chosen], self.running[chosen]
-        self.logits, self.positions = self.logits[chosen], self.positions[chosen]
-        self.visible = self.visible[chosen]
-        first = int(self.visible.any(0).long().argmax())
-        self.visible = self.visible[:, first:]
-        for layer in self.cache.layers:
-            cast(_PreallocatedLayer, layer).keep(chosen, first)
-
-
-class _PreallocatedLayer(DynamicLayer):
-    """Keys and values of one layer in buffers that are written in place, not grown."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, filled: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.keys: torch.Tensor = keys  # [rows, heads, columns, size]
-        self.values: torch.Tensor = values
-        self.filled = filled
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        end = self.filled + key_states.shape[-2]
-        self.keys[:, :, self.filled : end] = key_states
-        self.values[:, :, self.filled : end] = value_states
-        self.filled = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        return self.filled
-
-    def keep(self, chosen: torch.Tensor, first: int) -> None:
-        self.keys = self.keys[:, :, first:][chosen]
-        self.values = self.values[:, :, first:][chosen]
-        self.filled -= first
-
-
-def _join(
-    caches: list[DynamicCache], source: torch.Tensor, width: int, capacity: int
-) -> DynamicCache:
-    """Gathers prefilled rows, aligned on column `width`, into buffers of `capacity` columns."""
-    joined = DynamicCache()
-    joined.layers = []
-    for index in range(len(caches[0].layers)):
-        both = []
-        for name in ("keys", "values"):
-            parts = [getattr(cache.layers[index], name) for cache in caches]
-            distinct = sum(part.shape[0] for part in parts)
-            _, heads, _, size = parts[0].shape
-            aligned = parts[0].new_zeros((distinct, heads, width, size))
-            start = 0
-            for part in parts:
-                aligned[start : start + part.shape[0], :, width - part.shape[2] :] = part
-                start += part.shape[0]
-            buffer = aligned.new_empty((len(source), heads, capacity, size))
-            buffer[:, :, :width] = aligned[source]
-            both.append(buffer)
-        joined.layers.append(_PreallocatedLayer(both[0], both[1], width))
-    return joined
-
-
-def _sample(
-    logits: torch.Tensor, noise: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws one token a row by inverting the cumulative distribution at the row's noise.
-
-    Args:
-        logits: [rows, vocabulary].
-        noise: [rows] float64, even over [0, 1).
-        temperature: 0 takes the likeliest token.
-
-    Returns:
-        Tokens and their log-probabilities, [rows] each.
-    """
-    logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
-    if temperature == 0:
-        token = logprobs.argmax(dim=-1)
-    else:
-        cumulative = logprobs.double().exp().cumsum(dim=-1)
-        point = noise * cumulative[:, -1]
-        token = torch.searchsorted(cumulative, point[:, None], right=True)[:, 0]
-        token = token.clamp(max=logits.shape[-1] - 1)
-    return token, logprobs.gather(1, token[:, None])[:, 0]
+def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}

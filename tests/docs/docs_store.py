@@ -88,6 +88,8 @@ def _turns() -> pl.DataFrame:
             finish_reason=pl.lit("end"),
             parse_error=pl.lit(None, pl.String),
             temperature=pl.lit(1.0),
+            top_p=pl.lit(1.0),
+            top_k=pl.lit(0),
             policy_version=pl.lit(0),
             seed=pl.lit(0),
         ),

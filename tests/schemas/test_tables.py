@@ -13,7 +13,7 @@ PINNED: dict[str, dict[int, str]] = {
     "problems": {1: "3028e54617a73214"},
     "rejected_problems": {1: "d771c3822e00bac1"},
     "prompts": {1: "c2ebe610a3b87181"},
-    "turns": {1: "81b17a9da8d2877c"},
+    "turns": {1: "81b17a9da8d2877c", 2: "4ab0411be75fd5d6"},
     "executions": {1: "3e41363251304b77"},
     "turn_rewards": {1: "2e889c3d1c41df9b", 2: "cd1e45ce9fa8e226"},
     "shaped_rewards": {1: "e55236e91cd0c52c", 2: "bc00639ca6a9d898"},
@@ -202,6 +202,8 @@ def one_turn(**changes: object) -> pl.DataFrame:
         "answer": "1",
         "parse_error": None,
         "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
         "policy_version": 0,
         "seed": 0,
     }
@@ -218,3 +220,20 @@ def test_turn_rewards_of_schema_1_have_no_grading_method() -> None:
     read = upgraded("turn_rewards", 1, pl.LazyFrame([row], schema=columns)).collect()
     assert read.select("task_id", "verdict", "grading_method").rows() == [("a", "right", None)]
     assert read.schema == pl.Schema(TurnRewards)
+
+
+def test_turns_of_schema_1_were_sampled_from_everything() -> None:
+    columns = {n: t for n, t in pl.Schema(Turns).items() if n not in ("top_p", "top_k")}
+    read = upgraded("turns", 1, one_turn().select(list(columns)).lazy()).collect()
+    assert read.select("top_p", "top_k").rows() == [(1.0, 0)]
+    assert Turns.is_valid(read)
+
+
+def test_turns_of_schema_1_keep_their_parse_errors() -> None:
+    known = ["unclosed_code", "empty_code", "syntax_error", "unclosed_answer"]
+    old = (
+        one_turn()
+        .drop("top_p", "top_k")
+        .with_columns(parse_error=pl.lit("empty_code", pl.Enum(known)))
+    )
+    assert upgraded("turns", 1, old.lazy()).collect()["parse_error"].to_list() == ["empty_code"]

@@ -52,6 +52,8 @@ def turns_frame(trajectories: Mapping[tuple[str, int], Sequence[Turn]]) -> dy.Da
         finish_reason=pl.lit("end"),
         reasoning=pl.lit(""),
         temperature=pl.lit(1.0),
+        top_p=pl.lit(1.0),
+        top_k=pl.lit(0),
         policy_version=pl.lit(0),
         seed=pl.lit(0),
     )

@@ -45,6 +45,8 @@ def turns(*keys: tuple[str, int, int]) -> pl.DataFrame:
             "answer": "7",
             "parse_error": None,
             "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 0,
             "policy_version": 0,
             "seed": 1,
         }

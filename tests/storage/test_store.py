@@ -440,6 +440,8 @@ def test_read_returns_the_frame_that_was_written(store: Store, drawn: list[dict]
                 "finish_reason": "code",
                 "reasoning": row["text"],
                 "temperature": 1.0,
+                "top_p": 1.0,
+                "top_k": 0,
                 "policy_version": 0,
             }
             for row in drawn

@@ -84,6 +84,8 @@ def turn_frame(rows: Sequence[tuple[str, str | None, str | None]]) -> dy.DataFra
                     "answer": None,
                     "parse_error": parse_error,
                     "temperature": 1.0,
+                    "top_p": 1.0,
+                    "top_k": 0,
                     "policy_version": 0,
                     "seed": 0,
                 }

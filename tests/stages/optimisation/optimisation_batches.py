@@ -1,5 +1,6 @@
 """Random ragged batches and hand-made credit for the tests of optimisation."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import dataframely as dy
@@ -58,6 +59,8 @@ def ragged_batch(
         logprobs=np.where(trained, random.normal(-3, 1, size=total), 0).astype(np.float32),
         advantages=np.where(trained, random.normal(size=total), 0).astype(np.float32),
         temperatures=np.full(len(lengths), temperature, dtype=np.float32),
+        top_ps=np.ones(len(lengths), dtype=np.float32),
+        top_ks=np.zeros(len(lengths), dtype=np.int64),
         offsets=offsets,
     )
 
@@ -75,8 +78,7 @@ def with_own_logprobs(model: PreTrainedModel, batch: Batch) -> Batch:
 
 
 def replaced(batch: Batch, **values: np.ndarray) -> Batch:
-    fields = ("token_ids", "trained", "logprobs", "advantages", "temperatures", "offsets")
-    return Batch(**{**{name: getattr(batch, name) for name in fields}, **values})
+    return dataclasses.replace(batch, **values)
 
 
 def slow_loss(model: PreTrainedModel, batch: Batch, config: OptimisationConfig) -> torch.Tensor:

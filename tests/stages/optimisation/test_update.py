@@ -32,6 +32,7 @@ from tests.stages.rollout.rollout_policies import (
     CONTEXT,
     Policy,
     executions_of,
+    letters_tokenizer,
     prompts_of,
     random_model,
     recomputed_logprobs,
@@ -157,12 +158,15 @@ def test_a_turn_without_advantage_carries_no_loss_and_its_neighbour_does() -> No
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])  # GPT-2 has dropout
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-def test_ratios_of_fresh_samples_are_one(kind: str, temperature: float) -> None:
+@pytest.mark.parametrize(("top_p", "top_k"), [(1.0, 0), (0.9, 0), (1.0, 5)])
+def test_ratios_of_fresh_samples_are_one(
+    kind: str, temperature: float, top_p: float, top_k: int
+) -> None:
     from stages.rollout.transformers_engine import TransformersEngine
 
     model = random_model(kind)
-    asked = requests([[3, 4], [5]] * 4, temperature=temperature)
-    got = TransformersEngine(model, policy_version=0).generate(asked)
+    asked = requests([[3, 4], [5]] * 4, temperature=temperature, top_p=top_p, top_k=top_k)
+    got = TransformersEngine(model, letters_tokenizer(), policy_version=0).generate(asked)
     prompts = {str(row): context for row, context in enumerate(asked.contexts)}
     turns = {
         (str(row), 0, 0): (tokens, logprobs)
@@ -170,7 +174,7 @@ def test_ratios_of_fresh_samples_are_one(kind: str, temperature: float) -> None:
     }
     batch = make_batch(
         prompts_of(prompts),
-        turns_of(turns, temperature=temperature),
+        turns_of(turns, temperature=temperature, top_p=top_p, top_k=top_k),
         executions_of({}),
         advantages_of(dict.fromkeys(turns, 1.0)),
     )

@@ -8,6 +8,7 @@ import dataframely as dy
 import numpy as np
 import polars as pl
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -17,6 +18,7 @@ from transformers import (
     MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -28,6 +30,7 @@ from stages.dialogue.tags import TagDialogue
 from stages.rollout.engine import Requests
 
 VOCABULARY = 40
+LETTERS = "abcdefghijklmnopqrstuvwxyz<>/. ABCDEFGHI"
 CONTEXT = 64
 
 
@@ -99,6 +102,16 @@ def random_model(
     return model.eval()
 
 
+@lru_cache(maxsize=1)
+def letters_tokenizer() -> PreTrainedTokenizerBase:
+    """Returns a tokenizer whose every token is a letter, for models of random weights."""
+    vocabulary = {letter: index for index, letter in enumerate(LETTERS[:VOCABULARY])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
 def ragged_contexts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
     random = np.random.default_rng(seed)
     return [random.integers(1, VOCABULARY, size=length).tolist() for length in lengths]
@@ -111,6 +124,9 @@ def requests(
     limits: int | Sequence[int] = 20,
     stop_ids: tuple[int, ...] = (0, 1),
     temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    stop_strings: tuple[str, ...] = (),
 ) -> Requests:
     rows = len(contexts)
     return Requests(
@@ -119,19 +135,48 @@ def requests(
         max_new_tokens=np.broadcast_to(np.array(limits, dtype=np.int64), rows).copy(),
         stop_ids=stop_ids,
         temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        stop_strings=stop_strings,
     )
 
 
 def recomputed_logprobs(
-    model: PreTrainedModel, context: list[int], tokens: list[int], temperature: float
+    model: PreTrainedModel,
+    context: list[int],
+    tokens: list[int],
+    temperature: float,
+    *,
+    top_p: float = 1.0,
+    top_k: int = 0,
 ) -> torch.Tensor:
     """Scores one continuation by a plain forward pass, without cache, mask or batch."""
     if not tokens:
         return torch.zeros(0)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([context + tokens]), use_cache=False).logits[0]
-    distribution = (logits[len(context) - 1 : -1].double() / (temperature or 1)).log_softmax(-1)
-    return distribution[torch.arange(len(tokens)), torch.tensor(tokens)].float()
+    rows = (logits[len(context) - 1 : -1].double() / (temperature or 1)).softmax(-1)
+    probabilities = [
+        cut_slowly(row, top_p if temperature else 1.0, top_k if temperature else 0)[token]
+        for row, token in zip(rows.tolist(), tokens, strict=True)
+    ]
+    return torch.tensor(probabilities, dtype=torch.float64).log().float()
+
+
+def cut_slowly(probabilities: list[float], top_p: float, top_k: int) -> list[float]:
+    """Keeps the likeliest tokens one by one, as the definitions of top-k and top-p say."""
+    order = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])
+    order = order[: top_k or None]
+    mass = sum(probabilities[token] for token in order)
+    kept: list[int] = []
+    share = 0.0
+    for token in order:
+        if kept and share >= top_p:
+            break
+        kept.append(token)
+        share += probabilities[token] / mass
+    total = sum(probabilities[token] for token in kept)
+    return [p / total if token in kept else 0.0 for token, p in enumerate(probabilities)]
 
 
 def prompts_of(token_ids: Mapping[str, list[int]]) -> dy.DataFrame[Prompts]:
@@ -153,6 +198,8 @@ def turns_of(
     rows: Mapping[tuple[str, int, int], tuple[list[int], list[float]]],
     *,
     temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
     finish_reasons: Mapping[tuple[str, int, int], str] | None = None,
 ) -> dy.DataFrame[Turns]:
     """Returns turns from key to tokens and log-probabilities; calls unless told otherwise."""
@@ -172,6 +219,8 @@ def turns_of(
                 "answer": None,
                 "parse_error": None,
                 "temperature": temperature,
+                "top_p": top_p,
+                "top_k": top_k,
                 "policy_version": 0,
                 "seed": 0,
             }

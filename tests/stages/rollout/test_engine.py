@@ -2,20 +2,23 @@
 
 import threading
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from schemas.errors import PolicyError
-from stages.rollout import transformers_engine
+from stages.rollout import decoding, transformers_engine
 from stages.rollout.engine import Generations, Requests
 from stages.rollout.transformers_engine import TransformersEngine
 from tests.stages.rollout.rollout_policies import (
     CONTEXT,
     VOCABULARY,
+    letters_tokenizer,
     ragged_contexts,
     random_model,
     recomputed_logprobs,
@@ -27,13 +30,27 @@ RAGGED = (3, 20, 11, 33, 1, 20, 7, 15)
 
 
 def engine_of(kind: str = "llama", *, attention: str = "sdpa") -> TransformersEngine:
-    return TransformersEngine(random_model(kind, attention=attention), policy_version=0)
+    return wrapped(random_model(kind, attention=attention))
+
+
+def wrapped(model: PreTrainedModel, *, cache_mib: int = 64) -> TransformersEngine:
+    return TransformersEngine(model, letters_tokenizer(), policy_version=0, cache_mib=cache_mib)
 
 
 def worst_difference(engine: TransformersEngine, asked: Requests, got: Generations) -> float:
     return max(
         float(
-            (recomputed_logprobs(engine._model, context, tokens, asked.temperature) - given_)
+            (
+                recomputed_logprobs(
+                    engine._model,
+                    context,
+                    tokens,
+                    asked.temperature,
+                    top_p=asked.top_p,
+                    top_k=asked.top_k,
+                )
+                - given_
+            )
             .abs()
             .max()
         )
@@ -51,6 +68,15 @@ def test_logprobs_are_those_of_a_plain_forward_pass(
 ) -> None:
     engine = engine_of(kind, attention=attention)
     asked = requests(ragged_contexts(RAGGED), temperature=temperature)
+    assert worst_difference(engine, asked, engine.generate(asked)) < 1e-4
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_logprobs_are_those_of_what_top_p_and_top_k_leave(temperature: float, top_k: int) -> None:
+    engine = engine_of()
+    contexts = ragged_contexts(RAGGED)
+    asked = requests(contexts, temperature=temperature, top_p=0.9, top_k=top_k)
     assert worst_difference(engine, asked, engine.generate(asked)) < 1e-4
 
 
@@ -114,6 +140,74 @@ def test_parts_of_the_prefill_do_not_show(monkeypatch: pytest.MonkeyPatch, budge
     usual = engine.generate(asked).token_ids
     monkeypatch.setattr(transformers_engine, "PREFILL_TOKENS_ON_CPU", budget)
     assert engine.generate(asked).token_ids == usual
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_that_wait_for_room_are_sampled_as_if_they_had_not(rows: int) -> None:
+    engine = engine_of()
+    asked = requests(ragged_contexts(RAGGED), stop_ids=tuple(range(5)))
+    usual = engine.generate(asked)
+    # Room for so many rows of the longest context, with what may follow.
+    engine._cache_bytes = rows * (max(RAGGED) + 20) * engine._bytes_per_token
+    held: list[int] = []
+    real = engine._forward
+
+    def noted(batch: decoding.Batch, token: torch.Tensor) -> torch.Tensor:
+        held.append(batch.visible.numel() * engine._bytes_per_token)
+        return real(batch, token)
+
+    engine._forward = noted  # type: ignore[method-assign]
+    waited = engine.generate(asked)
+    assert max(held) <= engine._cache_bytes < 2 * max(held)
+    assert waited.token_ids == usual.token_ids
+    assert worst_difference(engine, asked, waited) < 1e-4
+
+
+def test_a_row_takes_the_place_of_one_that_ended() -> None:
+    engine = engine_of()
+    asked = requests(ragged_contexts([9] * 6), limits=[1, 20, 1, 20, 1, 20], stop_ids=())
+    engine._cache_bytes = 4 * 29 * engine._bytes_per_token
+    steps = 0
+    real = engine._forward
+
+    def counted(batch: decoding.Batch, token: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return real(batch, token)
+
+    engine._forward = counted  # type: ignore[method-assign]
+    assert [len(row) for row in engine.generate(asked).token_ids] == [1, 20, 1, 20, 1, 20]
+    assert steps < 25  # one batch after the other takes 38
+
+
+def test_rows_say_whether_they_were_stopped() -> None:
+    asked = requests(ragged_contexts(RAGGED), limits=4, stop_ids=tuple(range(8)))
+    got = engine_of().generate(asked)
+    assert list(got.stopped) == [tokens[-1] < 8 for tokens in got.token_ids]
+    assert len(set(got.stopped)) == 2
+
+
+def test_other_weights_are_sampled_from_after_an_update(tmp_path: Path) -> None:
+    model, other = random_model("llama"), random_model("llama")
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    other.save_pretrained(tmp_path)
+    asked = requests(ragged_contexts(RAGGED))
+    engine = wrapped(model)
+    engine.update_weights(str(tmp_path), 7)
+    got = engine.generate(asked)
+    assert got.policy_version == engine.policy_version == 7
+    assert got.token_ids == wrapped(other).generate(asked).token_ids
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    engine = engine_of()
+    random_model("gpt2").save_pretrained(tmp_path / "gpt2")
+    before = engine.generate(requests([[3, 4]]))
+    for folder in ("gpt2", "none"):
+        with pytest.raises(PolicyError, match=f"{folder} holds no weights for this policy"):
+            engine.update_weights(str(tmp_path / folder), 1)
+    assert engine.generate(requests([[3, 4]])) == before
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -192,7 +286,8 @@ def test_frequencies_are_the_probabilities(temperature: float) -> None:
 
 
 def test_no_requests_no_generations() -> None:
-    assert engine_of().generate(requests([])) == Generations(token_ids=[], logprobs=[])
+    nothing = Generations(token_ids=[], logprobs=[], stopped=[], policy_version=0)
+    assert engine_of().generate(requests([])) == nothing
 
 
 def test_threads_get_what_one_thread_gets() -> None:
@@ -215,13 +310,13 @@ def test_threads_get_what_one_thread_gets() -> None:
 
 
 def test_a_window_longer_than_the_context_is_served() -> None:
-    engine = TransformersEngine(random_model("mistral", window=CONTEXT), policy_version=0)
+    engine = wrapped(random_model("mistral", window=CONTEXT))
     asked = requests(ragged_contexts(RAGGED))
     assert worst_difference(engine, asked, engine.generate(asked)) < 1e-4
 
 
 def test_a_window_shorter_than_the_context_is_refused() -> None:
-    engine = TransformersEngine(random_model("mistral", window=8), policy_version=0)
+    engine = wrapped(random_model("mistral", window=8))
     with pytest.raises(PolicyError, match="attends to 8 tokens at most, 53 are needed"):
         engine.generate(requests(ragged_contexts(RAGGED)))
 
@@ -230,7 +325,7 @@ def test_weights_that_diverged_are_refused() -> None:
     model = random_model("llama")
     torch.nn.init.constant_(model.get_input_embeddings().weight, float("nan"))
     with pytest.raises(PolicyError, match="diverged"):
-        TransformersEngine(model, policy_version=0).generate(requests([[3, 4]]))
+        wrapped(model).generate(requests([[3, 4]]))
 
 
 @settings(deadline=None, max_examples=50)
@@ -241,7 +336,7 @@ def test_weights_that_diverged_are_refused() -> None:
 def test_a_draw_inverts_the_cumulative_distribution(weights: list[float], noise: float) -> None:
     probabilities = np.array(weights) / sum(weights)
     logits = torch.log(torch.tensor(probabilities))[None]
-    token, _ = transformers_engine._sample(logits, torch.tensor([noise]).double(), 1.0)
+    token, _ = decoding.draw(logits, torch.tensor([noise]).double(), requests([]))
     bounds = [0.0, *np.cumsum(probabilities)]
     drawn = next(
         index

@@ -42,7 +42,12 @@ class Scripted:
     def generate(self, requests: Requests) -> Generations:
         self.asked.append(requests)
         rows = [self.answer[:limit] for limit in requests.max_new_tokens.tolist()]
-        return Generations(token_ids=rows, logprobs=[[-0.5] * len(row) for row in rows])
+        return Generations(
+            token_ids=rows,
+            logprobs=[[-0.5] * len(row) for row in rows],
+            stopped=[row[-1] in requests.stop_ids for row in rows],
+            policy_version=self.policy_version,
+        )
 
 
 def sample(
@@ -88,7 +93,7 @@ def rolled_out(
     policy: Policy, config: RolloutConfig, *, seed: int = 0
 ) -> tuple[dy.DataFrame[Prompts], dy.DataFrame[Turns], dy.DataFrame[Executions]]:
     """Rolls whole trajectories out, with the stage that executes between the turns."""
-    engine = TransformersEngine(policy.model, policy_version=0)
+    engine = TransformersEngine(policy.model, policy.tokenizer, policy_version=0)
     problems = embedded_problems(12, split="train", levels=(1,), seed=0)
     prompts = make_prompts(problems, encode=policy.dialogue.encode_prompts)
     turns, executions = NO_TURNS, NO_EXECUTIONS
@@ -147,7 +152,7 @@ def test_a_rollout_repeats_and_follows_its_seed(policy: Policy) -> None:
 
 
 def test_a_shard_samples_what_the_whole_samples(policy: Policy) -> None:
-    engine = TransformersEngine(policy.model, policy_version=0)
+    engine = TransformersEngine(policy.model, policy.tokenizer, policy_version=0)
     problems = embedded_problems(12, split="train", levels=(1,), seed=0)
     prompts = make_prompts(problems, encode=policy.dialogue.encode_prompts)
     whole = sample(policy, engine, prompts)
