@@ -14,7 +14,7 @@ CHATML = (
 """Knows every role and no tools, as that of SmolLM2."""
 WITH_TOOLS = (
     "<|im_start|>system\n{{ messages[0].content }}"
-    "{% if tools %}\n# Tools\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
+    "{% if tools %}{{ '\n# Tools\n' }}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
     'Call with <tool_call>\n{"name": ..., "arguments": ...}\n</tool_call>{% endif %}<|im_end|>\n'
     "{% for message in messages[1:] %}{% if message.role == 'tool' %}"
     "<|im_start|>user\n<tool_response>\n{{ message.content }}\n</tool_response><|im_end|>\n"
