@@ -9,7 +9,15 @@ from collections.abc import Callable
 
 import typer
 
-from flows import cli_estimators, cli_import, cli_inspect, cli_ledger, cli_rerun, cli_train
+from flows import (
+    cli_estimators,
+    cli_import,
+    cli_inspect,
+    cli_ledger,
+    cli_rerun,
+    cli_timeline,
+    cli_train,
+)
 from schemas.errors import TurnledgerError
 
 HELP = """Trains language models that reason over several turns with a code tool (GTPO), as
@@ -38,6 +46,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_inspect.show,
         cli_inspect.diff,
         cli_estimators.compare_estimators,
+        cli_timeline.timeline,
         cli_ledger.lineage,
     ),
     "Store": (cli_ledger.drop, cli_ledger.gc, cli_ledger.export, cli_ledger.import_run),

@@ -4,6 +4,8 @@ Each function describes a stage run; the closure inside reads the inputs, hands 
 stage and names what comes back.
 """
 
+import dataframely as dy
+
 from flows.binding import Place, Produced, StageRun
 from flows.outside import given_policy, problem_file, readable_files
 from flows.resources import dialogue_of, engine_of, executor_of, on_torch_thread
@@ -17,9 +19,10 @@ from flows.task_inputs import (
     read_turns,
     tell_progress,
 )
+from flows.work_times import WorkTimer
 from schemas.config import DialogueFormat, ExecutionConfig, ProblemsConfig, RunConfig
 from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
-from schemas.tables import Problems
+from schemas.tables import Problems, Turns
 from stages.cold_start import start_policy
 from stages.execution import execute_turns
 from stages.prompts import embedded_problems, make_prompts, pick_problems
@@ -170,20 +173,24 @@ def rollout_task(
         asked, said, observed = read_trajectories(place, history)
         engine = engine_of(place.store, policy, sampling.compute)
         dialogue = dialogue_of(place.store, policy, sampling.config.dialogue)
-        sampled = on_torch_thread(
-            sampling.compute,
-            lambda: roll_out_turn(
-                take_shard(asked, shard.index, shard.of),
-                said,
-                observed,
-                engine=engine,
-                dialogue=dialogue,
-                config=sampling.config,
-                seed=sampling.seed,
-                turn_index=turn,
-            ),
-        )
-        return Produced(tables={"turns": sampled})
+        timer = WorkTimer()
+
+        def work() -> dy.DataFrame[Turns]:
+            with timer:
+                return roll_out_turn(
+                    take_shard(asked, shard.index, shard.of),
+                    said,
+                    observed,
+                    engine=engine,
+                    dialogue=dialogue,
+                    config=sampling.config,
+                    seed=sampling.seed,
+                    turn_index=turn,
+                )
+
+        sampled = on_torch_thread(sampling.compute, work)
+        times = timer.row(shard.index, turn, sampled["token_ids"])
+        return Produced(tables={"turns": sampled, "generation_times": times})
 
     return StageRun(
         place=place,
@@ -218,14 +225,21 @@ def execution_task(
 
     def compute() -> Produced:
         dialogue = dialogue_of(place.store, tokenizer, dialogue_format)
-        executed = execute_turns(
+        said, before, executor = (
             read_turns(place, [turns]),
-            executor=executor_of(config),
-            config=config,
-            encode_observation=dialogue.encode_observations,
-            earlier=read_turns(place, earlier),
+            read_turns(place, earlier),
+            executor_of(config),
         )
-        return Produced(tables={"executions": executed})
+        with WorkTimer() as timer:
+            executed = execute_turns(
+                said,
+                executor=executor,
+                config=config,
+                encode_observation=dialogue.encode_observations,
+                earlier=before,
+            )
+        times = timer.row(shard.index, turn, executed["observation_token_ids"])
+        return Produced(tables={"executions": executed, "execution_times": times})
 
     return StageRun(
         place=place,

@@ -231,6 +231,23 @@ class Executions(dy.Schema):
     )
 
 
+class WorkTimes(dy.Schema):
+    """Grain: stage run of a rollout. When it had the engine, or ran code."""
+
+    shard = dy.Int32(primary_key=True, min=0, metadata={"doc": "Part of the groups, from 0."})
+    turn_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Turn that was made or run."})
+    began_at = dy.Datetime(
+        time_unit="us",
+        time_zone="UTC",
+        metadata={"doc": "When the work began, after waiting for its turn.", "measured": True},
+    )
+    ended_at = dy.Datetime(
+        time_unit="us", time_zone="UTC", metadata={"doc": "When it ended.", "measured": True}
+    )
+    turns = dy.Int64(min=0, metadata={"doc": "Turns generated, or executed."})
+    tokens = dy.Int64(min=0, metadata={"doc": "Tokens generated, or inserted as observations."})
+
+
 class TurnRewards(dy.Schema):
     """Grain: turn. Every reward component in its own column, and their sum."""
 
@@ -426,6 +443,8 @@ TABLES: dict[str, Table] = {
     "foreign_labels": Table(schema=ForeignLabels, version=1),
     "turns": Table(schema=Turns, version=2),
     "executions": Table(schema=Executions, version=1),
+    "generation_times": Table(schema=WorkTimes, version=1),
+    "execution_times": Table(schema=WorkTimes, version=1),
     "turn_rewards": Table(schema=TurnRewards, version=2),
     "shaped_rewards": Table(schema=ShapedRewards, version=2),
     "advantages": Table(schema=Advantages, version=2),

@@ -14,6 +14,8 @@ PINNED: dict[str, dict[int, str]] = {
     "rejected_problems": {1: "d771c3822e00bac1"},
     "prompts": {1: "c2ebe610a3b87181"},
     "turns": {1: "81b17a9da8d2877c", 2: "4ab0411be75fd5d6"},
+    "generation_times": {1: "65d642fcdae70bd6"},
+    "execution_times": {1: "65d642fcdae70bd6"},
     "executions": {1: "3e41363251304b77"},
     "turn_rewards": {1: "2e889c3d1c41df9b", 2: "cd1e45ce9fa8e226"},
     "shaped_rewards": {1: "e55236e91cd0c52c", 2: "bc00639ca6a9d898"},
