@@ -34,8 +34,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     """The token limit of the turn was reached; the trajectory ends."""
     CONTEXT = "context"
-    """The context, or the trajectory's own token limit, was full before the turn could start or
-    finish; the trajectory ends."""
+    """The context, or the trajectory's token limit, left no more room; the trajectory ends."""
 
 
 class ParseError(StrEnum):
