@@ -30,7 +30,7 @@ from schemas.config import RunConfig, parse_config
 from schemas.tables import TURN_KEY, Advantages, Executions, Prompts, Turns
 from stages.cold_start.start import StartedPolicy, start_policy
 from stages.cold_start.training import tokenise, train_on_demonstrations
-from stages.dialogue import Dialogue
+from stages.dialogue.tags import TagDialogue
 from stages.execution import Executor, execute_turns, make_executor
 from stages.optimisation import Batch, make_batch, optimise
 from stages.prompts import embedded_problems, make_prompts
@@ -92,7 +92,7 @@ class Bench:
 
     config: RunConfig
     started: StartedPolicy
-    dialogue: Dialogue
+    dialogue: TagDialogue
     prompts: dy.DataFrame[Prompts]
     executor: Executor
 
@@ -109,7 +109,7 @@ def main() -> None:
     )
     torch.set_num_threads(arguments.threads[0])
     started = start_policy(config, given=None, seed=SEED)
-    dialogue = Dialogue(started.tokenizer)
+    dialogue = TagDialogue(started.tokenizer)
     problems = embedded_problems(
         config.rollout.prompts, split="train", levels=config.problems.levels, seed=SEED
     )

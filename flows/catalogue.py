@@ -71,7 +71,7 @@ STAGES: dict[str, StageSpec] = {
     "prompts": StageSpec(
         code=("stages.prompts", "stages.dialogue"),
         tables=("prompts",),
-        libraries=("tokenizers",),
+        libraries=("tokenizers", "transformers", "jinja2"),
         sections=("problems", "rollout"),
     ),
     "rollout": StageSpec(
@@ -97,7 +97,7 @@ STAGES: dict[str, StageSpec] = {
             "stages.dialogue",
         ),
         tables=("executions", "execution_times"),
-        libraries=("tokenizers", "sympy"),
+        libraries=("tokenizers", "transformers", "jinja2", "sympy"),
         sections=("execution",),
     ),
     "turn_rewards": StageSpec(

@@ -267,7 +267,15 @@ def _executed_alone(
     for shard in rollout.shards:
         said = _taken_turns(old, new, "rollout", shard, rollout.turns)
         executions = [
-            execution_task.submit(new, shard, turn, said[: turn + 1], tokenizer, config.execution)
+            execution_task.submit(
+                new,
+                shard,
+                turn,
+                said[: turn + 1],
+                tokenizer,
+                config.execution,
+                config.rollout.dialogue,
+            )
             for turn in range(rollout.executions)
         ]
         chains.append(Chain(shard, said, executions))

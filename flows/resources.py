@@ -16,14 +16,14 @@ import torch
 from flows.binding import open_store
 from flows.policy_server import PolicyServer
 from flows.task_inputs import Sampling
-from schemas.config import ComputeConfig, ExecutionConfig
+from schemas.config import ComputeConfig, DialogueFormat, ExecutionConfig
 from schemas.refs import CheckpointRef, Ref
-from stages.dialogue import Dialogue
+from stages.dialogue import Dialogue, make_dialogue
 from stages.execution import Executor, make_executor
 from stages.rollout import Engine
 from stages.rollout.transformers_engine import TransformersEngine
 from stages.rollout.weight_check import forward_logprobs
-from storage.checkpoints import load_policy
+from storage.checkpoints import load_policy, load_tokenizer
 from storage.embeddings import EmbeddingModel, load_embedding_model
 
 T = TypeVar("T")
@@ -49,10 +49,8 @@ def on_torch_thread(compute: ComputeConfig, work: Callable[[], T]) -> T:
 
 
 @contextmanager
-def engine_of(
-    store: str, policy: CheckpointRef, sampling: Sampling
-) -> Iterator[tuple[Engine, Dialogue]]:
-    """Yields an engine that samples from a stored policy, and the dialogue of its tokenizer."""
+def engine_of(store: str, policy: CheckpointRef, sampling: Sampling) -> Iterator[Engine]:
+    """Yields an engine that samples from a stored policy."""
     compute = sampling.compute
     if sampling.config.engine == "transformers":
         with _making:
@@ -75,7 +73,7 @@ def engine_of(
         version=policy.policy_version,
         forward=forward,
     ) as engine:
-        yield engine, dialogue_of(store, policy)
+        yield engine
 
 
 def embedding_of(model: Ref, compute: ComputeConfig) -> EmbeddingModel:
@@ -102,14 +100,11 @@ def try_executor(config: ExecutionConfig) -> None:
 
 
 @lru_cache(maxsize=2)
-def _engine(
-    store: str, policy: CheckpointRef, device: str, cache_mib: int
-) -> tuple[TransformersEngine, Dialogue]:
+def _engine(store: str, policy: CheckpointRef, device: str, cache_mib: int) -> TransformersEngine:
     model, tokenizer = load_policy(open_store(store).path(policy), device=device)
-    engine = TransformersEngine(
+    return TransformersEngine(
         model, tokenizer, policy_version=policy.policy_version, cache_mib=cache_mib
     )
-    return engine, Dialogue(tokenizer)
 
 
 @lru_cache(maxsize=1)
@@ -124,6 +119,6 @@ def _executor(config: ExecutionConfig) -> Executor:
 
 
 @lru_cache(maxsize=2)
-def dialogue_of(store: str, policy: CheckpointRef) -> Dialogue:
-    """Returns the dialogue of a stored policy's tokenizer."""
-    return Dialogue(load_policy(open_store(store).path(policy))[1])
+def dialogue_of(store: str, policy: CheckpointRef, name: DialogueFormat) -> Dialogue:
+    """Returns a dialogue format for a stored policy's tokenizer."""
+    return make_dialogue(name, load_tokenizer(open_store(store).path(policy)))

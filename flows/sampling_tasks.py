@@ -21,7 +21,7 @@ from flows.task_inputs import (
     tell_progress,
 )
 from flows.work_times import WorkTimer
-from schemas.config import ExecutionConfig, ProblemsConfig, RunConfig
+from schemas.config import DialogueFormat, ExecutionConfig, ProblemsConfig, RunConfig
 from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
 from schemas.tables import Problems, Turns
 from stages.cold_start import start_policy
@@ -100,6 +100,7 @@ def cold_start_task(place: Place, config: RunConfig) -> StageRun:
             "policy": config.policy.model_dump(mode="json", exclude={"path"}),
             "levels": list(config.problems.levels),
             "observation_chars": config.execution.observation_chars,
+            "dialogue": config.rollout.dialogue,
         },
         inputs=inputs,
         seed=seed,
@@ -132,7 +133,7 @@ def prompts_task(
         else:
             known = Problems.validate(place.open().read(problems))
             picked = pick_problems(known, wanted, iteration=iteration, seed=seed)
-        dialogue = dialogue_of(place.store, tokenizer)
+        dialogue = dialogue_of(place.store, tokenizer, config.rollout.dialogue)
         return Produced(tables={"prompts": make_prompts(picked, encode=dialogue.encode_prompts)})
 
     inputs: dict[str, Ref] = {"tokenizer": tokenizer}
@@ -146,6 +147,7 @@ def prompts_task(
             "iteration": iteration,
             "split": place.split,
             "levels": list(config.problems.levels),
+            "dialogue": config.rollout.dialogue,
         },
         inputs=inputs,
         seed=seed,
@@ -170,8 +172,9 @@ def rollout_task(
 
     def compute() -> Produced:
         asked, said, observed = read_trajectories(place, history)
+        dialogue = dialogue_of(place.store, policy, sampling.config.dialogue)
         timer = WorkTimer()
-        with engine_of(place.store, policy, sampling) as (engine, dialogue):
+        with engine_of(place.store, policy, sampling) as engine:
 
             def roll_out() -> dy.DataFrame[Turns]:
                 with timer:
@@ -219,8 +222,9 @@ def execution_task(
     rolled_out: list[StageOutput],
     tokenizer: CheckpointRef,
     config: ExecutionConfig,
+    dialogue_format: DialogueFormat,
 ) -> StageRun:
-    """Runs the code of one turn of a shard and makes the observations.
+    """Runs the code of one turn of a shard and makes the observations, in that format.
 
     `rolled_out` are the turns up to this one: where state is replayed, all of them count.
     """
@@ -228,7 +232,7 @@ def execution_task(
     earlier = before if config.state == "replayed" else []
 
     def compute() -> Produced:
-        dialogue = dialogue_of(place.store, tokenizer)
+        dialogue = dialogue_of(place.store, tokenizer, dialogue_format)
         said, before, executor = (
             read_turns(place, [turns]),
             read_turns(place, earlier),
@@ -248,7 +252,10 @@ def execution_task(
     return StageRun(
         place=place,
         slot=place.slot("execution", shard=shard.index, turn=turn),
-        config=config.model_dump(mode="json", exclude={"workers", "files_path", "fusion_url"}),
+        config={
+            **config.model_dump(mode="json", exclude={"workers", "files_path", "fusion_url"}),
+            "dialogue": dialogue_format,
+        },
         inputs={
             "turns": turns,
             **numbered("earlier", earlier),

@@ -185,7 +185,10 @@ def branch_config(
     section = scope.first if scope.first in RunConfig.model_fields else None
     new = override_config(old, overrides, section=section)
     usable = _sections_used(scope)
-    for key in changed_keys(old, new):
+    changed = changed_keys(old, new)
+    if "rollout.dialogue" in changed and scope.first not in ("prompts", "evaluation"):
+        raise ConfigError("rollout.dialogue decides how prompts are written: rerun prompts")
+    for key in changed:
         if key.partition(".")[0] not in usable:
             told = scope.first if scope.is_one_stage else f"{scope.first} or what depends on it"
             raise ConfigError(

@@ -264,7 +264,13 @@ def submit_rollout(
             if turn < sampling.config.max_turns - 1:
                 chain.executions.append(
                     execution_task.submit(
-                        place, chain.shard, turn, list(chain.turns), first, config.execution
+                        place,
+                        chain.shard,
+                        turn,
+                        list(chain.turns),
+                        first,
+                        config.execution,
+                        config.rollout.dialogue,
                     )
                 )
     return chains

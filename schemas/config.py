@@ -16,6 +16,9 @@ from schemas.errors import ConfigError
 from schemas.reward_components import RewardComponents
 from schemas.section import Section
 
+DialogueFormat = Literal["tags", "text", "chat"]
+"""Format of the dialogue between policy and program; `stages.dialogue` has a module for each."""
+
 
 class ProblemsConfig(Section):
     """Where training problems come from."""
@@ -77,6 +80,11 @@ class RolloutConfig(Section):
     max_turns: int = Field(5, ge=1)
     """Turns of a trajectory, the answering one included."""
     max_turn_tokens: int = Field(130, ge=1)
+    max_trajectory_tokens: int | None = Field(None, ge=1)
+    """Most tokens after the prompt, sampled and inserted; null for what the context holds."""
+    dialogue: DialogueFormat = "tags"
+    """`tags` are control tokens that the cold start teaches; `text` are tags in plain text, for
+    pretrained models; `chat` are tool calls through the model's own chat template."""
     temperature: float = Field(1.0, ge=0)
     """0 samples greedily."""
     top_p: float = Field(1.0, gt=0, le=1)

@@ -34,7 +34,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     """The token limit of the turn was reached; the trajectory ends."""
     CONTEXT = "context"
-    """The context was full before the turn could start or finish; the trajectory ends."""
+    """The context, or the trajectory's token limit, left no more room; the trajectory ends."""
 
 
 class ParseError(StrEnum):
@@ -46,6 +46,8 @@ class ParseError(StrEnum):
     SYNTAX_ERROR = "syntax_error"
     """The code is no Python; it is executed all the same, so that the policy sees the error."""
     UNCLOSED_ANSWER = "unclosed_answer"
+    MALFORMED_CALL = "malformed_call"
+    """A tool call that is no JSON object with the name of the tool and its code."""
 
 
 class ExecutionStatus(StrEnum):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import polars as pl
 
 from schemas.errors import StoreError
-from schemas.tables import TABLES, GradingMethod
+from schemas.tables import TABLES, GradingMethod, ParseError
 
 Upgrade = Callable[[pl.LazyFrame], pl.LazyFrame]
 """Takes the rows of a file of version n, and returns them with all columns of version n + 1.
@@ -19,6 +19,7 @@ It must treat every row for itself: a file may be read in parts.
 
 
 _METHODS = pl.Enum([method.value for method in GradingMethod])
+_PARSE_ERRORS = pl.Enum([error.value for error in ParseError])
 
 
 def _with_nulls(**columns: pl.DataType) -> Upgrade:
@@ -30,9 +31,11 @@ def _with_nulls(**columns: pl.DataType) -> Upgrade:
 
 UPGRADES: dict[str, dict[int, Upgrade]] = {
     "turns": {
-        # All of the distribution was sampled from then.
+        # All of the distribution was sampled from then, and calls could not be malformed.
         1: lambda rows: rows.with_columns(
-            pl.lit(1.0, pl.Float32).alias("top_p"), pl.lit(0, pl.Int32).alias("top_k")
+            pl.lit(1.0, pl.Float32).alias("top_p"),
+            pl.lit(0, pl.Int32).alias("top_k"),
+            pl.col("parse_error").cast(pl.String).cast(_PARSE_ERRORS),
         )
     },
     "turn_rewards": {

@@ -123,7 +123,11 @@ def _require_prompts(turns: pl.DataFrame, prompts: pl.DataFrame) -> None:
 
 
 def _invalid_call(config: TurnRewardsConfig) -> pl.Expr:
-    invalid = [ParseError.UNCLOSED_CODE.value, ParseError.EMPTY_CODE.value]
+    invalid = [
+        ParseError.UNCLOSED_CODE.value,
+        ParseError.EMPTY_CODE.value,
+        ParseError.MALFORMED_CALL.value,
+    ]
     if config.syntax_error_is_invalid:
         invalid.append(ParseError.SYNTAX_ERROR.value)
     return pl.col("parse_error").cast(pl.String).is_in(invalid).fill_null(False)

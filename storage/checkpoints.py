@@ -72,19 +72,26 @@ def load_policy(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise PolicyError(f"{folder} is no model folder: config.json is missing")
-    try:
-        with one_at_a_time:
-            opened: Any = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except UNREADABLE as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PolicyError(f"{folder} cannot be opened as a policy: {first_line}") from error
+    with _opening(folder):
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
     model: PreTrainedModel = opened[0]
     if missing := sorted(opened[1]["missing_keys"]):
         # transformers draws these at random, and says so only in its log.
         raise PolicyError(f"{folder} cannot be opened as a policy: it has no weights {missing[0]}")
+    model.to(device)  # type: ignore[arg-type]  # transformers declares it without self
+    return model.eval(), load_tokenizer(folder)
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Opens the tokenizer of a policy folder, without the model.
+
+    Raises:
+        PolicyError: If the folder holds no tokenizer.
+    """
+    with _opening(Path(folder)):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     # Without files transformers makes some tokenizers up: with special tokens and no others.
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not (
         tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
@@ -92,8 +99,7 @@ def load_policy(
         raise PolicyError(f"{folder} holds no tokenizer")
     for how_opened in ("is_local", "local_files_only"):  # would be saved with the tokenizer
         tokenizer.init_kwargs.pop(how_opened, None)
-    model.to(device)  # type: ignore[arg-type]  # transformers declares it without self
-    return model.eval(), tokenizer
+    return tokenizer
 
 
 def load_optimiser_state(folder: str | Path) -> dict[str, Any] | None:
@@ -103,6 +109,17 @@ def load_optimiser_state(folder: str | Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+@contextlib.contextmanager
+def _opening(folder: Path) -> Iterator[None]:
+    """Opens files one at a time, and makes `PolicyError` of what the loaders raise."""
+    try:
+        with one_at_a_time:
+            yield
+    except UNREADABLE as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PolicyError(f"{folder} cannot be opened as a policy: {first_line}") from error
 
 
 @contextlib.contextmanager

@@ -14,12 +14,14 @@ from schemas.config import (
     ExecutionConfig,
     PolicyConfig,
     ProblemsConfig,
+    RolloutConfig,
 )
 from schemas.tables import ColdStartUpdates, Demonstrations
 from stages.cold_start.demonstrations import make_demonstrations
 from stages.cold_start.tiny_policy import adapt_to_tags, make_model, make_tokenizer
 from stages.cold_start.training import tokenise, train_on_demonstrations
-from stages.dialogue import TAGS, Dialogue
+from stages.dialogue import make_dialogue
+from stages.dialogue.tags import TAGS
 from stages.randomness import derive_seed
 
 
@@ -44,6 +46,10 @@ class ColdStartSettings(Protocol):
     @property
     def execution(self) -> ExecutionConfig:
         """Limits of what the demonstrations execute."""
+
+    @property
+    def rollout(self) -> RolloutConfig:
+        """Of which only `dialogue` counts."""
 
     @property
     def compute(self) -> ComputeConfig:
@@ -71,11 +77,17 @@ def start_policy(
 
     Args:
         config: A whole configuration, or what has its sections.
-        given: Model and tokenizer to start from; null makes the embedded tiny policy. The
-            tokenizer is taught the control tags where it does not know them.
+        given: Model and tokenizer to start from; null makes the embedded tiny policy. For the
+            dialogue `tags` the tokenizer is taught the control tags where it does not know them;
+            for any other, and without steps, the policy stays as it is.
         seed: Seed of demonstrations, weights and order.
         on_step: Told each step and its loss.
+
+    Raises:
+        schemas.errors.PolicyError: If the dialogue does not suit the tokenizer.
     """
+    if given is not None and config.cold_start.steps == 0:
+        return _as_given(config, *given)
     demonstrations = make_demonstrations(
         config.cold_start,
         config.execution,
@@ -90,8 +102,9 @@ def start_policy(
         model.to(config.compute.device)  # type: ignore[arg-type]  # declared without self
     else:
         model, tokenizer = given
-        adapt_to_tags(model, tokenizer)
-    dialogue = Dialogue(tokenizer)
+        if config.rollout.dialogue == "tags":
+            adapt_to_tags(model, tokenizer)
+    dialogue = make_dialogue(config.rollout.dialogue, tokenizer)
     updates = train_on_demonstrations(
         model,
         tokenise(demonstrations, dialogue),
@@ -102,6 +115,21 @@ def start_policy(
     )
     return StartedPolicy(
         model=model, tokenizer=tokenizer, demonstrations=demonstrations, updates=updates
+    )
+
+
+def _as_given(
+    config: ColdStartSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> StartedPolicy:
+    """Returns a given policy untrained; nothing is demonstrated to it."""
+    if config.rollout.dialogue == "tags":
+        adapt_to_tags(model, tokenizer)
+    make_dialogue(config.rollout.dialogue, tokenizer)
+    return StartedPolicy(
+        model=model,
+        tokenizer=tokenizer,
+        demonstrations=Demonstrations.create_empty(),
+        updates=ColdStartUpdates.create_empty(),
     )
 
 

@@ -16,7 +16,7 @@ from transformers import (
 from transformers import Qwen3ForCausalLM as TinyModel
 
 from schemas.config import PolicyConfig
-from stages.dialogue import TAGS
+from stages.dialogue.tags import TAGS
 
 END_TOKEN = "<eos>"
 PAD_TOKEN = "<pad>"

@@ -3,6 +3,7 @@
 import dataframely as dy
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from schemas.config import RolloutConfig
 from schemas.tables import (
@@ -14,7 +15,7 @@ from schemas.tables import (
     Prompts,
     Turns,
 )
-from stages.dialogue import Dialogue, parse_turns
+from stages.dialogue import Dialogue
 from stages.randomness import turn_seeds
 from stages.rollout.engine import Engine, Requests
 
@@ -43,7 +44,7 @@ def roll_out_turn(
         turns: All earlier turns of these groups; empty at turn 0.
         executions: Their executions.
         engine: Samples from the policy.
-        dialogue: Tag protocol of the policy's tokenizer.
+        dialogue: Format of the dialogue, for the policy's tokenizer.
         config: Samples a group, limits and temperature.
         seed: Seed of this rollout; the same one for every turn of it.
         turn_index: Turn to sample, from 0.
@@ -58,7 +59,7 @@ def roll_out_turn(
     ).sort(TRAJECTORY_KEY)
     if contexts.is_empty():
         return Turns.create_empty()
-    room = engine.max_context_tokens - contexts["context"].list.len().to_numpy().astype(np.int64)
+    room = _room(contexts, engine.max_context_tokens, config.max_trajectory_tokens)
     limits = np.minimum(config.max_turn_tokens, np.maximum(room, 0))
     fits = limits > 0
     ids = contexts["context"].to_list()
@@ -70,6 +71,7 @@ def roll_out_turn(
             seeds=seeds[fits],
             max_new_tokens=limits[fits],
             stop_ids=dialogue.stop_ids,
+            stop_strings=dialogue.stop_strings,
             temperature=config.temperature,
             top_p=config.top_p,
             top_k=config.top_k,
@@ -95,30 +97,25 @@ def roll_out_turn(
             top_k=pl.lit(config.top_k, pl.Int32),
             policy_version=pl.lit(generated.policy_version, pl.Int32),
             seed=pl.Series(seeds, dtype=pl.Int64),
-            limited_by_context=pl.Series(room < config.max_turn_tokens),
+            limit=pl.Series(np.where(room < config.max_turn_tokens, "context", "length")),
         )
     )
     frame = frame.with_columns(
         text=pl.Series(dialogue.decode_turns(frame["token_ids"].to_list()), dtype=pl.String),
-        stop=_stop(dialogue),
     )
-    frame = frame.with_columns(parse_turns(frame).get_columns())
+    frame = frame.with_columns(dialogue.parse_turns(frame).get_columns())
     return Turns.validate(frame.select(Turns.column_names()))
 
 
-def _stop(dialogue: Dialogue) -> pl.Expr:
-    last = pl.col("token_ids").list.last()
-    return (
-        pl.when(last == dialogue.code_end_id)
-        .then(pl.lit("code"))
-        .when(last == dialogue.answer_end_id)
-        .then(pl.lit("answer"))
-        .when(last == dialogue.eos_id)
-        .then(pl.lit("end"))
-        .when("limited_by_context")
-        .then(pl.lit("context"))
-        .otherwise(pl.lit("length"))
-    )
+def _room(
+    contexts: pl.DataFrame, max_context_tokens: int, max_trajectory_tokens: int | None
+) -> NDArray[np.int64]:
+    """Returns how many tokens each trajectory may still have, [rows]; none or fewer if full."""
+    length = pl.col("context").list.len().cast(pl.Int64)
+    room = max_context_tokens - length
+    if max_trajectory_tokens is not None:
+        room = pl.min_horizontal(room, max_trajectory_tokens - (length - pl.col("prompt_tokens")))
+    return contexts.select(room).to_series().to_numpy()
 
 
 def _first_contexts(prompts: dy.DataFrame[Prompts], samples: int) -> pl.DataFrame:
@@ -126,6 +123,7 @@ def _first_contexts(prompts: dy.DataFrame[Prompts], samples: int) -> pl.DataFram
         "task_id",
         pl.lit(list(range(samples)), pl.List(pl.Int32)).alias("sample_index"),
         pl.col("prompt_token_ids").alias("context"),
+        prompt_tokens=pl.col("prompt_token_ids").list.len().cast(pl.Int64),
     ).explode("sample_index")
 
 
@@ -154,5 +152,7 @@ def _later_contexts(
         .agg(pl.col("said").explode())
     )
     return said.join(prompts.select("task_id", "prompt_token_ids"), on="task_id").select(
-        *TRAJECTORY_KEY, context=pl.concat_list("prompt_token_ids", "said")
+        *TRAJECTORY_KEY,
+        context=pl.concat_list("prompt_token_ids", "said"),
+        prompt_tokens=pl.col("prompt_token_ids").list.len().cast(pl.Int64),
     )

@@ -278,6 +278,11 @@ def test_rerun_refuses_a_setting_that_it_would_not_use(trained: Path) -> None:
         rerun_stage(trained, "advantages", 1, ["rollout.samples=8"])
 
 
+def test_rerun_refuses_another_dialogue_than_that_of_the_prompts(trained: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.dialogue decides how prompts are written"):
+        rerun_stage(trained, "rollout", 1, ["dialogue=text"])
+
+
 def test_rerun_refuses_a_source_that_lacks_a_stage_before_it(trained: Path) -> None:
     branch = rerun_stage(trained, "similarity", 1, ["alpha=0.65"], until="similarity")
     opened = Store.open(trained)

@@ -13,7 +13,7 @@ PINNED: dict[str, dict[int, str]] = {
     "problems": {1: "3028e54617a73214"},
     "rejected_problems": {1: "d771c3822e00bac1"},
     "prompts": {1: "c2ebe610a3b87181"},
-    "turns": {1: "81b17a9da8d2877c", 2: "067ef5f66284aa64"},
+    "turns": {1: "81b17a9da8d2877c", 2: "4ab0411be75fd5d6"},
     "generation_times": {1: "65d642fcdae70bd6"},
     "execution_times": {1: "65d642fcdae70bd6"},
     "executions": {1: "3e41363251304b77"},
@@ -229,3 +229,13 @@ def test_turns_of_schema_1_were_sampled_from_everything() -> None:
     read = upgraded("turns", 1, one_turn().select(list(columns)).lazy()).collect()
     assert read.select("top_p", "top_k").rows() == [(1.0, 0)]
     assert Turns.is_valid(read)
+
+
+def test_turns_of_schema_1_keep_their_parse_errors() -> None:
+    known = ["unclosed_code", "empty_code", "syntax_error", "unclosed_answer"]
+    old = (
+        one_turn()
+        .drop("top_p", "top_k")
+        .with_columns(parse_error=pl.lit("empty_code", pl.Enum(known)))
+    )
+    assert upgraded("turns", 1, old.lazy()).collect()["parse_error"].to_list() == ["empty_code"]

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from schemas.config import PolicyConfig
 from stages.cold_start.tiny_policy import make_tokenizer
-from stages.dialogue import TAGS
+from stages.dialogue.tags import TAGS
 
 END = "<end>"
 START = "<start>"

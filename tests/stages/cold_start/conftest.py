@@ -10,7 +10,7 @@ from schemas.config import ColdStartConfig, ExecutionConfig
 from schemas.tables import Demonstrations
 from stages.cold_start.demonstrations import make_demonstrations
 from stages.cold_start.tiny_policy import make_tokenizer
-from stages.dialogue import TAGS, Dialogue
+from stages.dialogue.tags import TAGS, TagDialogue
 from tests.stages.cold_start.cold_start_builders import LEVELS, SMALL_POLICY
 
 
@@ -39,5 +39,5 @@ def demonstrated_texts(demonstrations: dy.DataFrame[Demonstrations]) -> list[str
 
 
 @pytest.fixture(scope="session")
-def dialogue(demonstrated_texts: list[str]) -> Dialogue:
-    return Dialogue(make_tokenizer(demonstrated_texts, SMALL_POLICY))
+def dialogue(demonstrated_texts: list[str]) -> TagDialogue:
+    return TagDialogue(make_tokenizer(demonstrated_texts, SMALL_POLICY))

@@ -13,7 +13,7 @@ from schemas.errors import ExecutorError
 from schemas.tables import Demonstrations
 from stages.cold_start.demonstrations import make_demonstrations
 from stages.cold_start.families import draw_problems
-from stages.dialogue import parse_turns
+from stages.dialogue.tags import parse_turns
 from stages.execution import Executor, make_executor, observation_text
 from stages.grading import decide
 from tests.stages.cold_start.cold_start_builders import LEVELS, calls_of, output_of, texts_of

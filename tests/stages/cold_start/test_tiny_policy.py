@@ -11,7 +11,7 @@ from tokenizers import pre_tokenizers
 from schemas.config import PolicyConfig
 from schemas.errors import PolicyError
 from stages.cold_start.tiny_policy import adapt_to_tags, make_model, make_tokenizer
-from stages.dialogue import TAGS, Dialogue
+from stages.dialogue.tags import TAGS, TagDialogue
 from tests.stages.cold_start.cold_start_builders import SMALL_POLICY
 from tests.stages.reward_frames import LAW
 from tests.stages.tag_tokenizers import foreign_tokenizer, tiny_tokenizer
@@ -29,7 +29,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("text", ["0123456789", "12345", "print(90210)", "x7y", "3.14159"])
-def test_every_digit_is_a_token_of_its_own(text: str, dialogue: Dialogue) -> None:
+def test_every_digit_is_a_token_of_its_own(text: str, dialogue: TagDialogue) -> None:
     tokens = dialogue.tokenizer.tokenize(text)
     assert [token for token in tokens if any(map(str.isdigit, token))] == [
         character for character in text if character.isdigit()
@@ -37,7 +37,7 @@ def test_every_digit_is_a_token_of_its_own(text: str, dialogue: Dialogue) -> Non
 
 
 def test_no_token_of_the_vocabulary_holds_a_digit_beside_something_else(
-    dialogue: Dialogue,
+    dialogue: TagDialogue,
 ) -> None:
     tokens = [
         token for token in dialogue.tokenizer.get_vocab() if any(c in "0123456789" for c in token)
@@ -45,7 +45,7 @@ def test_no_token_of_the_vocabulary_holds_a_digit_beside_something_else(
     assert sorted(tokens) == list("0123456789")
 
 
-def test_every_byte_is_a_token(dialogue: Dialogue) -> None:
+def test_every_byte_is_a_token(dialogue: TagDialogue) -> None:
     assert set(pre_tokenizers.ByteLevel.alphabet()) <= set(dialogue.tokenizer.get_vocab())
     assert len(pre_tokenizers.ByteLevel.alphabet()) == 256
 
@@ -78,23 +78,23 @@ def test_the_tokenizer_knows_the_context_of_the_policy(demonstrated_texts: list[
 # Model
 
 
-def test_the_default_policy_has_fewer_than_a_million_parameters(dialogue: Dialogue) -> None:
+def test_the_default_policy_has_fewer_than_a_million_parameters(dialogue: TagDialogue) -> None:
     model = make_model(dialogue.tokenizer, PolicyConfig(), seed=0)
     assert 100_000 < sum(p.numel() for p in model.parameters()) < 1_000_000
 
 
-def test_the_same_seed_gives_the_same_weights(dialogue: Dialogue) -> None:
+def test_the_same_seed_gives_the_same_weights(dialogue: TagDialogue) -> None:
     one, other = (weights(make_model(dialogue.tokenizer, SMALL_POLICY, seed=3)) for _ in range(2))
     assert equal(one, other)
 
 
-def test_another_seed_gives_other_weights(dialogue: Dialogue) -> None:
+def test_another_seed_gives_other_weights(dialogue: TagDialogue) -> None:
     one, other = (weights(make_model(dialogue.tokenizer, SMALL_POLICY, seed=s)) for s in (3, 4))
     assert not equal(one, other)
 
 
 def test_the_model_has_one_output_a_token_and_reads_its_whole_context(
-    dialogue: Dialogue,
+    dialogue: TagDialogue,
 ) -> None:
     model = make_model(dialogue.tokenizer, SMALL_POLICY, seed=0)
     ids = torch.zeros((1, SMALL_POLICY.max_context_tokens), dtype=torch.long)
@@ -115,7 +115,7 @@ def test_a_given_policy_learns_the_tags_and_keeps_what_it_knows() -> None:
     after = weights(model)["model.embed_tokens.weight"]
     assert len(after) == len(tokenizer) == known + len(TAGS)
     assert torch.equal(after[:known], before)
-    Dialogue(tokenizer)
+    TagDialogue(tokenizer)
 
 
 def test_a_given_policy_that_knows_the_tags_stays_as_it_is() -> None:
@@ -130,10 +130,10 @@ def test_a_given_policy_that_knows_the_tags_stays_as_it_is() -> None:
 def test_tags_that_were_plain_tokens_keep_their_numbers_and_become_special() -> None:
     tokenizer = foreign_tokenizer(tags="plain")
     with pytest.raises(PolicyError):
-        Dialogue(tokenizer)
+        TagDialogue(tokenizer)
     model = make_model(tokenizer, SMALL_POLICY, seed=0)
     before, vocabulary = weights(model), copy.copy(tokenizer.get_vocab())
     adapt_to_tags(model, tokenizer)
     assert equal(weights(model), before)
     assert tokenizer.get_vocab() == vocabulary
-    Dialogue(tokenizer)
+    TagDialogue(tokenizer)

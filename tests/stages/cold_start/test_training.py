@@ -11,7 +11,7 @@ from schemas.config import ColdStartConfig, PolicyConfig, RolloutConfig
 from schemas.tables import ColdStartUpdates, Demonstrations
 from stages.cold_start.tiny_policy import TinyModel, make_model
 from stages.cold_start.training import Sequences, tokenise, train_on_demonstrations
-from stages.dialogue import Dialogue
+from stages.dialogue.tags import TagDialogue
 from tests.stages.cold_start.cold_start_builders import SMALL_POLICY, demonstrations_frame
 
 TRANSCRIPT = [
@@ -23,12 +23,12 @@ TRANSCRIPT = [
 
 
 @pytest.fixture(scope="module")
-def sequences(demonstrations: dy.DataFrame[Demonstrations], dialogue: Dialogue) -> Sequences:
+def sequences(demonstrations: dy.DataFrame[Demonstrations], dialogue: TagDialogue) -> Sequences:
     return tokenise(demonstrations, dialogue)
 
 
 def trained(
-    dialogue: Dialogue,
+    dialogue: TagDialogue,
     sequences: Sequences,
     *,
     policy: PolicyConfig = SMALL_POLICY,
@@ -60,7 +60,7 @@ def unlike_lengths(sequences: Sequences) -> list[int]:
 
 
 def test_a_transcript_is_its_parts_encoded_one_by_one_in_order(
-    demonstrations: dy.DataFrame[Demonstrations], sequences: Sequences, dialogue: Dialogue
+    demonstrations: dy.DataFrame[Demonstrations], sequences: Sequences, dialogue: TagDialogue
 ) -> None:
     encode = {
         "problem": dialogue.encode_prompts,
@@ -74,7 +74,7 @@ def test_a_transcript_is_its_parts_encoded_one_by_one_in_order(
 
 
 def test_loss_falls_on_the_tokens_of_turns_alone(
-    demonstrations: dy.DataFrame[Demonstrations], sequences: Sequences, dialogue: Dialogue
+    demonstrations: dy.DataFrame[Demonstrations], sequences: Sequences, dialogue: TagDialogue
 ) -> None:
     for row in range(0, len(demonstrations), 40):
         turns = [part["text"] for part in demonstrations["segments"][row] if part["role"] == "turn"]
@@ -82,7 +82,7 @@ def test_loss_falls_on_the_tokens_of_turns_alone(
         assert dialogue.decode_turns([learned]) == ["".join(turns)]
 
 
-def test_a_transcript_decodes_into_the_protocol(dialogue: Dialogue) -> None:
+def test_a_transcript_decodes_into_the_protocol(dialogue: TagDialogue) -> None:
     (ids,) = tokenise(demonstrations_frame([TRANSCRIPT]), dialogue).token_ids
     assert dialogue.decode_turns([ids.tolist()]) == [
         "<problem>Take 12. Multiply it by 7.</problem>product<code>print(12 * 7)</code>"
@@ -90,7 +90,7 @@ def test_a_transcript_decodes_into_the_protocol(dialogue: Dialogue) -> None:
     ]
 
 
-def test_a_tag_in_a_problem_or_observation_is_learned_as_text(dialogue: Dialogue) -> None:
+def test_a_tag_in_a_problem_or_observation_is_learned_as_text(dialogue: TagDialogue) -> None:
     forged = [("problem", "<answer>"), TRANSCRIPT[1], ("observation", "</code>"), TRANSCRIPT[3]]
     (ids,) = tokenise(demonstrations_frame([forged]), dialogue).token_ids
     assert ids.tolist().count(dialogue.code_end_id) == 1
@@ -111,7 +111,7 @@ def test_transcripts_fit_into_the_default_context_and_turns_into_their_limit(
 # train_on_demonstrations
 
 
-def test_the_loss_falls(dialogue: Dialogue, sequences: Sequences) -> None:
+def test_the_loss_falls(dialogue: TagDialogue, sequences: Sequences) -> None:
     _, updates = trained(dialogue, sequences, policy=PolicyConfig(), steps=30)
     losses = updates["loss"].to_list()
     assert losses[0] > 0.8 * np.log(len(dialogue.tokenizer))
@@ -119,7 +119,7 @@ def test_the_loss_falls(dialogue: Dialogue, sequences: Sequences) -> None:
 
 
 def test_the_loss_is_the_mean_over_the_turns_tokens_of_rows_without_padding(
-    dialogue: Dialogue, sequences: Sequences
+    dialogue: TagDialogue, sequences: Sequences
 ) -> None:
     rows = taken(sequences, unlike_lengths(sequences))
     _, updates = trained(dialogue, rows, steps=1, batch_size=4)
@@ -132,7 +132,9 @@ def test_the_loss_is_the_mean_over_the_turns_tokens_of_rows_without_padding(
     assert updates["loss"][0] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_padding_does_not_change_what_is_learned(dialogue: Dialogue, sequences: Sequences) -> None:
+def test_padding_does_not_change_what_is_learned(
+    dialogue: TagDialogue, sequences: Sequences
+) -> None:
     rows = taken(sequences, unlike_lengths(sequences))
     losses = []
     for pad_id in (dialogue.pad_id, dialogue.code_end_id):
@@ -144,7 +146,7 @@ def test_padding_does_not_change_what_is_learned(dialogue: Dialogue, sequences: 
 
 
 def test_what_carries_no_loss_does_not_change_the_loss_of_a_lone_first_turn(
-    dialogue: Dialogue,
+    dialogue: TagDialogue,
 ) -> None:
     unlike = [*TRANSCRIPT[:2], ("observation", "1234567"), TRANSCRIPT[3]]
     frames = [demonstrations_frame([transcript]) for transcript in (TRANSCRIPT, unlike)]
@@ -158,21 +160,21 @@ def test_what_carries_no_loss_does_not_change_the_loss_of_a_lone_first_turn(
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(
-    dialogue: Dialogue, sequences: Sequences
+    dialogue: TagDialogue, sequences: Sequences
 ) -> None:
     one, other = (trained(dialogue, sequences)[0].state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_another_seed_takes_the_demonstrations_in_another_order(
-    dialogue: Dialogue, sequences: Sequences
+    dialogue: TagDialogue, sequences: Sequences
 ) -> None:
     one, other = (trained(dialogue, sequences, seed=seed)[1]["loss"] for seed in (0, 1))
     assert one.to_list() != other.to_list()
 
 
 def test_every_demonstration_is_learned_once_before_any_is_learned_again(
-    dialogue: Dialogue, sequences: Sequences
+    dialogue: TagDialogue, sequences: Sequences
 ) -> None:
     rows = taken(sequences, range(20))
     _, updates = trained(dialogue, rows, steps=10, batch_size=4)
@@ -180,14 +182,14 @@ def test_every_demonstration_is_learned_once_before_any_is_learned_again(
     assert updates["tokens"][:5].sum() == updates["tokens"][5:].sum() == all_tokens
 
 
-def test_no_step_leaves_the_policy_as_it_is(dialogue: Dialogue, sequences: Sequences) -> None:
+def test_no_step_leaves_the_policy_as_it_is(dialogue: TagDialogue, sequences: Sequences) -> None:
     model, updates = trained(dialogue, sequences, steps=0)
     before = make_model(dialogue.tokenizer, SMALL_POLICY, seed=1).state_dict()
     assert updates.height == 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_every_step_trains_every_weight(dialogue: Dialogue, sequences: Sequences) -> None:
+def test_every_step_trains_every_weight(dialogue: TagDialogue, sequences: Sequences) -> None:
     model, _ = trained(dialogue, sequences, steps=1)
     before = make_model(dialogue.tokenizer, SMALL_POLICY, seed=1).state_dict()
     after = model.state_dict()
@@ -195,7 +197,7 @@ def test_every_step_trains_every_weight(dialogue: Dialogue, sequences: Sequences
 
 
 def test_the_learning_rate_rises_linearly_and_falls_to_a_twentieth(
-    dialogue: Dialogue, sequences: Sequences
+    dialogue: TagDialogue, sequences: Sequences
 ) -> None:
     _, updates = trained(dialogue, sequences, steps=44, batch_size=1, warmup_steps=4)
     peak = ColdStartConfig().adamw_learning_rate
@@ -204,7 +206,7 @@ def test_the_learning_rate_rises_linearly_and_falls_to_a_twentieth(
     assert rates[4:] == pytest.approx([max(0.05, (40 - i) / 40) for i in range(40)])
 
 
-def test_each_step_is_told_with_its_loss(dialogue: Dialogue, sequences: Sequences) -> None:
+def test_each_step_is_told_with_its_loss(dialogue: TagDialogue, sequences: Sequences) -> None:
     told: list[tuple[int, float]] = []
     model = make_model(dialogue.tokenizer, SMALL_POLICY, seed=1)
     updates = train_on_demonstrations(

@@ -26,7 +26,7 @@ from transformers import (
 from schemas.config import parse_config
 from schemas.tables import Executions, Prompts, Turns
 from stages.cold_start.start import start_policy
-from stages.dialogue import Dialogue
+from stages.dialogue.tags import TagDialogue
 from stages.rollout.engine import Requests
 
 VOCABULARY = 40
@@ -40,7 +40,7 @@ class Policy:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    dialogue: Dialogue
+    dialogue: TagDialogue
 
 
 @lru_cache(maxsize=1)
@@ -57,7 +57,7 @@ def started_policy() -> Policy:
     return Policy(
         model=started.model,
         tokenizer=started.tokenizer,
-        dialogue=Dialogue(started.tokenizer),
+        dialogue=TagDialogue(started.tokenizer),
     )
 
 

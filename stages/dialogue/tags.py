@@ -9,17 +9,18 @@ A trajectory reads
 where the tags are single control tokens. The policy samples a turn up to `</code>`, `</answer>`
 or its end token; the program inserts everything else. Text that is inserted is encoded with
 control tokens switched off, so no problem and no printed line can forge a tag.
-
-Chat templates and other protocols are not covered here.
 """
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import polars as pl
 from transformers import PreTrainedTokenizerBase
 
 from schemas.errors import PolicyError
 from schemas.tables import FinishReason, ParseError
+from stages.dialogue.encoding import decoded
 from stages.python_syntax import is_no_python
 
 TAGS = (
@@ -34,7 +35,33 @@ TAGS = (
 )
 
 
-class Dialogue:
+_DEMONSTRATED = re.compile(r"(?s)(.*?)<(code|answer)>(.*)</\2>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstrated:
+    """A turn to imitate; with code, or an answer, or neither."""
+
+    reasoning: str
+    code: str | None
+    answer: str | None
+
+
+def demonstrated(text: str) -> Demonstrated:
+    """Reads a demonstrated turn, which is written in the tag protocol."""
+    found = _DEMONSTRATED.fullmatch(text)
+    if found is None:
+        return Demonstrated(reasoning=text, code=None, answer=None)
+    reasoning, tag, content = found.groups()
+    is_code = tag == "code"
+    return Demonstrated(
+        reasoning=reasoning,
+        code=content if is_code else None,
+        answer=None if is_code else content,
+    )
+
+
+class TagDialogue:
     """Renders and parses the tag protocol for one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -66,6 +93,7 @@ class Dialogue:
         pad_id = tokenizer.pad_token_id
         self.pad_id = self.eos_id if pad_id is None else int(pad_id)
         self.stop_ids = (self.code_end_id, self.answer_end_id, self.eos_id)
+        self.stop_strings = ()
 
     def encode_prompts(self, problems: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of each problem as the policy sees it."""
@@ -83,9 +111,21 @@ class Dialogue:
 
     def decode_turns(self, token_ids: list[list[int]]) -> list[str]:
         """Returns the text of sampled turns, control tags included."""
-        if not token_ids:
-            return []
-        return list(self.tokenizer.batch_decode(token_ids, skip_special_tokens=False))
+        return decoded(self.tokenizer, token_ids)
+
+    def parse_turns(self, turns: pl.DataFrame) -> pl.DataFrame:
+        """Splits turns into reasoning, code and answer, and names what is malformed."""
+        last = pl.col("token_ids").list.last()
+        stop = (
+            pl.when(last == self.code_end_id)
+            .then(pl.lit("code"))
+            .when(last == self.answer_end_id)
+            .then(pl.lit("answer"))
+            .when(last == self.eos_id)
+            .then(pl.lit("end"))
+            .otherwise("limit")
+        )
+        return parse_turns(turns.select("text", stop=stop))
 
     def _encode_between(self, opening: str, texts: Sequence[str], closing: str) -> list[list[int]]:
         return [

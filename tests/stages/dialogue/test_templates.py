@@ -1,0 +1,93 @@
+"""Chat templates: cut where they can be, refused where not."""
+
+import pytest
+
+from schemas.errors import PolicyError
+from stages.dialogue.templates import (
+    PROBLEM,
+    Around,
+    around_observation,
+    around_problem,
+    end_of_message,
+    rendered,
+)
+from tests.stages.dialogue.chat_tokenizers import CHATML, THINKING, WITH_TOOLS, chat_tokenizer
+
+OPENING = [{"role": "system", "content": "Solve."}, {"role": "user", "content": PROBLEM}]
+
+
+def test_what_stands_around_a_problem_and_an_observation() -> None:
+    tokenizer = chat_tokenizer(WITH_TOOLS)
+    assert around_problem(tokenizer, OPENING) == Around(
+        before="<|im_start|>system\nSolve.<|im_end|>\n<|im_start|>user\n",
+        after="<|im_end|>\n<|im_start|>assistant\n",
+    )
+    assert around_observation(tokenizer, OPENING) == Around(
+        before="<|im_end|>\n<|im_start|>user\n<tool_response>\n",
+        after="\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
+    )
+    assert end_of_message(tokenizer, OPENING) == "<|im_end|>\n"
+
+
+@pytest.mark.parametrize("template", [CHATML, WITH_TOOLS])
+def test_pieces_make_up_what_the_template_writes(template: str) -> None:
+    tokenizer = chat_tokenizer(template)
+    problem = around_problem(tokenizer, OPENING)
+    observation = around_observation(tokenizer, OPENING)
+    messages = [
+        OPENING[0],
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "I add."},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "I look."},
+        {"role": "tool", "content": "5"},
+    ]
+    pieces = f"{problem.before}2 + 2?{problem.after}"
+    for turn, shown in (("I add.", "4"), ("I look.", "5")):
+        pieces += f"{turn}{observation.before}{shown}{observation.after}"
+    assert rendered(tokenizer, messages) == pieces
+
+
+def test_a_template_may_open_messages_with_a_thought() -> None:
+    after = around_observation(chat_tokenizer(THINKING), OPENING).after
+    assert after == "<|im_end|>\n<|im_start|>assistant\n<think>\n"
+
+
+REFUSED = {
+    "unknown role": (
+        "{% for m in messages if m.role != 'tool' %}[{{ m.content }}]{% endfor %}",
+        "it does not write every message once and as it is",
+    ),
+    "role that raises": (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}"
+        "{% endif %}[{{ m.content }}]{% endfor %}",
+        "refuses messages of system, user, assistant, tool: no tools",
+    ),
+    "observation as JSON": (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ m.content | tojson }}"
+        "{% else %}[{{ m.content }}]{% endif %}{% endfor %}",
+        "it does not write every message once and as it is",
+    ),
+    "content twice": (
+        "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
+        "it does not write every message once and as it is",
+    ),
+    "earlier messages change": (
+        "{{ messages | length }}{% for m in messages %}[{{ m.content }}]{% endfor %}",
+        "it writes earlier messages otherwise once others follow",
+    ),
+    "observations differ": (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ loop.index }}{% endif %}"
+        "[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}[{% endif %}",
+        "it does not write every observation alike",
+    ),
+    "no template code": ("{% for %}", "refuses messages of system, user"),
+}
+
+
+@pytest.mark.parametrize(("template", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_template_that_cannot_be_cut_is_refused_in_one_line(template: str, message: str) -> None:
+    with pytest.raises(PolicyError) as refusal:
+        around_observation(chat_tokenizer(template), OPENING)
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
