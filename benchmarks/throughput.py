@@ -1,8 +1,8 @@
 """Measures the three loops that run the model: sampling, optimisation, cold start.
 
 A short cold start makes the policy, so that turns have realistic lengths. Sampling is measured
-over whole rollouts, observations of executed code included, and once more on first turns alone,
-where transformers.generate() answers the same requests; unlike the engine that one returns no
+over whole rollouts, observations of executed code included, and against transformers.generate(),
+which answers the same requests, and others of equal lengths; unlike the engine that one returns no
 log-probabilities. Medians of repeats, which take turns so that a busy machine disturbs all alike.
 
     python benchmarks/throughput.py --threads 1 2 --json
@@ -10,11 +10,12 @@ log-probabilities. Medians of repeats, which take turns so that a busy machine d
 
 import argparse
 import copy
+import dataclasses
 import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,6 @@ import polars as pl
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel
 
 from schemas.config import RunConfig, parse_config
 from schemas.tables import TURN_KEY, Advantages, Executions, Prompts, Turns
@@ -34,7 +34,6 @@ from stages.dialogue.tags import TagDialogue
 from stages.execution import Executor, execute_turns, make_executor
 from stages.optimisation import Batch, make_batch, optimise
 from stages.prompts import embedded_problems, make_prompts
-from stages.randomness import turn_seeds
 from stages.rollout import roll_out_turn
 from stages.rollout.engine import Generations, Requests
 from stages.rollout.transformers_engine import TransformersEngine
@@ -49,12 +48,14 @@ Rolled = tuple[dy.DataFrame[Turns], dy.DataFrame[Executions]]
 class TimedEngine(TransformersEngine):
     """The embedded engine with a clock at its parts."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model, policy_version=0)
+    def __init__(self, started: StartedPolicy) -> None:
+        super().__init__(started.model, started.tokenizer, policy_version=0)
         self.seconds = {"prefill": 0.0, "decode_forward": 0.0, "generate": 0.0}
+        self.asked: list[Requests] = []
 
     def generate(self, requests: Requests) -> Generations:
         """As the engine does."""
+        self.asked.append(requests)
         return self._timed("generate", super().generate, requests)
 
     def _prefill(self, *args: Any) -> Any:
@@ -152,7 +153,8 @@ def parse_arguments() -> argparse.Namespace:
 def measure(bench: Bench, threads: int, arguments: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(threads)
     figures = Figures()
-    batch = credited(bench, roll_out(bench, TimedEngine(bench.started.model)))
+    engine = TimedEngine(bench.started)
+    batch = credited(bench, roll_out(bench, engine))
     began = time.perf_counter()
     repeats = 0
     while repeats == 0 or (
@@ -160,7 +162,7 @@ def measure(bench: Bench, threads: int, arguments: argparse.Namespace) -> dict[s
     ):
         repeats += 1
         measure_rollout(bench, figures)
-        measure_first_turn(bench, figures)
+        measure_against_generate(bench, engine.asked, figures)
         measure_optimisation(bench, batch, figures)
         measure_cold_start(bench, figures)
     return {**figures.medians(), "repeats": repeats, "load_average_1_min": os.getloadavg()[0]}
@@ -168,7 +170,7 @@ def measure(bench: Bench, threads: int, arguments: argparse.Namespace) -> dict[s
 
 def measure_rollout(bench: Bench, figures: Figures) -> None:
     """Adds tokens a second of whole rollouts, and the shares of their parts."""
-    engine = TimedEngine(bench.started.model)
+    engine = TimedEngine(bench.started)
     clock = Clock()
     turns, _ = roll_out(bench, engine, clock)
     tokens = turns["token_ids"].list.len().sum()
@@ -234,34 +236,34 @@ def roll_out(bench: Bench, engine: TransformersEngine, clock: Clock | None = Non
     return turns, executions
 
 
-def measure_first_turn(bench: Bench, figures: Figures) -> None:
-    """Adds tokens a second of the engine and of transformers.generate() on equal requests."""
-    requests = first_turn_requests(bench)
+def measure_against_generate(bench: Bench, requests: Sequence[Requests], figures: Figures) -> None:
+    """Adds tokens a second of the engine and of transformers.generate() on equal requests.
+
+    Once on the turns that a rollout asked for, and once on prompts cut to one length whose
+    continuations all run to the limit, where no row waits for another.
+    """
     engine = TransformersEngine(bench.started.model, bench.started.tokenizer, policy_version=0)
-    started = time.perf_counter()
-    sampled = sum(len(row) for row in engine.generate(requests).token_ids)
-    own = sampled / (time.perf_counter() - started)
-    started = time.perf_counter()
-    sampled = generate_with_transformers(bench, requests)
-    theirs = sampled / (time.perf_counter() - started)
-    figures.add(
-        first_turn_engine_tokens_per_s=own,
-        first_turn_transformers_generate_tokens_per_s=theirs,
-        first_turn_engine_to_transformers_ratio=own / theirs,
-    )
+    for name, asked in (("mixed", requests), ("equal_lengths", [equal_lengths(requests[0])])):
+        started = time.perf_counter()
+        sampled = sum(len(row) for each in asked for row in engine.generate(each).token_ids)
+        own = sampled / (time.perf_counter() - started)
+        started = time.perf_counter()
+        sampled = sum(generate_with_transformers(bench, each) for each in asked)
+        theirs = sampled / (time.perf_counter() - started)
+        figures.add(
+            **{
+                f"{name}_engine_tokens_per_s": own,
+                f"{name}_transformers_generate_tokens_per_s": theirs,
+                f"{name}_engine_to_transformers_ratio": own / theirs,
+            }
+        )
 
 
-def first_turn_requests(bench: Bench) -> Requests:
-    rollout = bench.config.rollout
-    contexts = [ids for ids in bench.prompts["prompt_token_ids"] for _ in range(rollout.samples)]
-    task_ids = [task for task in bench.prompts["task_id"] for _ in range(rollout.samples)]
-    sample_index = np.tile(np.arange(rollout.samples, dtype=np.int64), len(bench.prompts))
-    return Requests(
-        contexts=[ids.to_list() for ids in contexts],
-        seeds=turn_seeds(SEED, task_ids, sample_index, 0),
-        max_new_tokens=np.full(len(contexts), rollout.max_turn_tokens, dtype=np.int64),
-        stop_ids=bench.dialogue.stop_ids,
-        temperature=rollout.temperature,
+def equal_lengths(requests: Requests) -> Requests:
+    """Returns the requests with the first tokens of their contexts, and without an end."""
+    length = min(map(len, requests.contexts))
+    return dataclasses.replace(
+        requests, contexts=[context[:length] for context in requests.contexts], stop_ids=()
     )
 
 
@@ -280,7 +282,7 @@ def generate_with_transformers(bench: Bench, requests: Requests) -> int:
         temperature=requests.temperature,
         top_k=0,
         max_new_tokens=int(requests.max_new_tokens.max()),
-        eos_token_id=list(requests.stop_ids),
+        eos_token_id=list(requests.stop_ids) or [-1],  # null would be the model's own
         pad_token_id=bench.dialogue.pad_id,
     )[:, width:]
     stopped = torch.isin(output, torch.tensor(requests.stop_ids))
