@@ -66,6 +66,8 @@ class ColdStartConfig(Section):
 class RolloutConfig(Section):
     """Sampling of trajectories."""
 
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What samples: transformers in this process, or the vLLM server of the section `vllm`."""
     prompts: int = Field(32, ge=1)
     """Groups of an iteration."""
     samples: int = Field(8, ge=1)
@@ -222,6 +224,33 @@ class EvaluationConfig(Section):
     """Held-out problems as in `problems.path`; null for the embedded held-out problems."""
 
 
+class VllmConfig(Section):
+    """The vLLM server that samples under `rollout.engine=vllm`."""
+
+    python: str = Field(".venv-vllm/bin/python", min_length=1)
+    """Python of the environment with vLLM, from which the server is started; `make vllm` makes
+    one for CPUs."""
+    url: str | None = Field(None, pattern="^https?://")
+    """Address of a server that runs already, such as http://sampler:8000; none is started then.
+    Its key is read from the environment variable TURNLEDGER_VLLM_API_KEY."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Numbers that the server computes with."""
+    gpu_memory_share: float = Field(0.4, gt=0, le=1)
+    """Part of a GPU's memory that the server takes; the optimiser may need the rest."""
+    kv_cache_gib: int = Field(1, ge=1)
+    """Memory for keys and values on a CPU."""
+    threads: int = Field(1, ge=1)
+    """Threads of the model on a CPU; one is fastest for small policies."""
+    start_time_s: float = Field(600.0, gt=0, le=86_400)
+    """How long starting the server or loading other weights may take."""
+    silence_time_s: float = Field(120.0, gt=0, le=86_400)
+    """How long the server may compute nothing while it is asked, before it counts as hung."""
+    request_time_s: float = Field(3_600.0, gt=0, le=86_400)
+    """How long one turn may wait for its tokens."""
+    restarts: int = Field(3, ge=0)
+    """How often the server is started again while one policy samples."""
+
+
 class ComputeConfig(Section):
     """Use of the machine."""
 
@@ -250,6 +279,7 @@ class RunConfig(Section):
     advantages: AdvantagesConfig = AdvantagesConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    vllm: VllmConfig = VllmConfig()
     compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")

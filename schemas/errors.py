@@ -39,3 +39,7 @@ class ExecutorError(TurnledgerError):
 
 class StageError(TurnledgerError):
     """A stage whose result cannot be what it says, such as rows that break their schema."""
+
+
+class EngineError(TurnledgerError):
+    """A rollout engine that does not start, answer or hold the right weights."""
