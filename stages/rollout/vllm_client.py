@@ -1,0 +1,284 @@
+"""Talks to a vLLM server over HTTP: token ids and log-probabilities in and out, and new weights.
+
+What the server answers is checked, not believed: an engine that drops a token or answers in text
+would make the ratios of the optimiser wrong without anybody noticing.
+"""
+
+import asyncio
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from schemas.errors import EngineError, PolicyError
+from stages.rollout.engine import Requests
+
+MAX_IN_FLIGHT = 512
+"""Requests that are with the server at a time; more wait here. Each needs a file descriptor."""
+_RESET_TRIES = 20
+_RESET_PAUSE_S = 0.25
+_ROUNDING = 1e-4
+"""How far above 0 a log-probability may come out."""
+_METRIC = re.compile(r"^(vllm:\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+_PROGRESS = ("vllm:iteration_tokens_total_count", "vllm:iteration_tokens_total_sum")
+
+
+T = TypeVar("T", bound="_Answer")
+
+
+class ServerLost(Exception):
+    """The server did not answer as one that is well; it may once it was started again."""
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Logprobs(_Answer):
+    token_logprobs: list[float]
+
+
+class _Choice(_Answer):
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    logprobs: _Logprobs
+    finish_reason: str
+
+
+class _Completion(_Answer):
+    choices: list[_Choice]
+
+
+class _Model(_Answer):
+    id: str
+    max_model_len: int
+
+
+class _Models(_Answer):
+    data: list[_Model]
+
+
+class _Success(_Answer):
+    success: bool
+
+
+class Row(BaseModel):
+    """What was sampled for one request."""
+
+    model_config = ConfigDict(frozen=True)
+
+    token_ids: list[int]
+    logprobs: list[float]
+    stopped: bool
+
+
+class VllmClient:
+    """Speaks to one server; used on one event loop."""
+
+    def __init__(
+        self, url: str, headers: Mapping[str, str], *, name: str, request_time_s: float
+    ) -> None:
+        self._name = name
+        self._model = ""
+        self._room = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            headers=headers,
+            timeout=httpx.Timeout(request_time_s, connect=10.0),
+            # Shorter than the server's 5 s, so that it never hangs up on a connection in use.
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=MAX_IN_FLIGHT,
+                keepalive_expiry=2.0,
+            ),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def find_model(self) -> int:
+        """Asks what the server serves; returns the most tokens of a context and continuation."""
+        answer = _parsed(_Models, await self._get("/v1/models"), self._name)
+        self._model = answer.data[0].id
+        return answer.data[0].max_model_len
+
+    async def complete(self, requests: Requests, row: int) -> Row:
+        """Samples one row.
+
+        Raises:
+            ServerLost: If the server is gone or unwell.
+            EngineError: If it refuses the request or answers something else.
+        """
+        body = self._completion(requests, row)
+        async with self._room:
+            response = await self._post("/v1/completions", body)
+        return _row(_parsed(_Completion, response, self._name), requests, row, self._name)
+
+    def _completion(self, requests: Requests, row: int) -> dict[str, Any]:
+        return {
+            "model": self._model,
+            "prompt": requests.contexts[row],
+            "max_tokens": int(requests.max_new_tokens[row]),
+            "seed": int(requests.seeds[row]),
+            "temperature": requests.temperature,
+            "top_p": requests.top_p,
+            "top_k": requests.top_k,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "logprobs": 0,  # of the sampled token alone
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            # The model's own end of text only ends a row where the request says so.
+            "ignore_eos": True,
+            "stop_token_ids": list(requests.stop_ids),
+            "stop": list(requests.stop_strings),
+            "include_stop_str_in_output": True,
+            "skip_special_tokens": False,
+            "spaces_between_special_tokens": False,
+        }
+
+    async def load_weights(self, folder: str, *, time_s: float) -> None:
+        """Replaces the weights by those of a folder, and forgets what the old ones had cached."""
+        body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+        await self._post("/collective_rpc", body, time_s=time_s)
+        for _ in range(_RESET_TRIES):
+            answer = await self._post("/reset_prefix_cache", None)
+            if _parsed(_Success, answer, self._name).success:
+                return
+            await asyncio.sleep(_RESET_PAUSE_S)  # requests that were given up are still leaving
+        raise EngineError(f"{self._name} did not reset its prefix cache: is it in other use?")
+
+    async def served_policy(self) -> dict[str, Any]:
+        """Returns what the workers report of their model.
+
+        Raises:
+            EngineError: If the server does not know the method.
+        """
+        response = await self._http_post("/collective_rpc", {"method": "served_policy"}, None)
+        results = response.json().get("results") if response.is_success else None
+        if not (isinstance(results, list) and results and isinstance(results[0], dict)):
+            raise EngineError(
+                f"{self._name} has no development calls of ours (status {response.status_code}): "
+                "start it as docs/engines.md says"
+            )
+        found: dict[str, Any] = results[0]
+        return found
+
+    async def metrics(self) -> dict[str, float]:
+        """Returns the server's counters by name, summed over engines."""
+        totals: dict[str, float] = {}
+        for name, value in _METRIC.findall((await self._get("/metrics")).text):
+            totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
+
+    async def watch(self, silence_time_s: float) -> None:
+        """Returns never; raises when the server has computed nothing for some time.
+
+        Raises:
+            ServerLost: If so.
+        """
+        clock = asyncio.get_running_loop().time
+        pause = min(5.0, silence_time_s / 4)
+        done, since = -1.0, clock()
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    counted = await self.metrics()
+                now = sum(counted.get(name, 0.0) for name in _PROGRESS)
+            except (ServerLost, TimeoutError):
+                now = done  # says nothing, as one that hangs; a lost connection the rows notice
+            if now != done:
+                done, since = now, clock()
+            elif clock() - since > silence_time_s:
+                raise ServerLost(f"it computed nothing for {silence_time_s:g} s")
+            await asyncio.sleep(pause)
+
+    async def _get(self, path: str) -> httpx.Response:
+        try:
+            return self._well(await self._http.get(path))
+        except httpx.TransportError as error:
+            raise ServerLost(_told(error)) from error
+
+    async def _post(
+        self, path: str, body: dict[str, Any] | None, *, time_s: float | None = None
+    ) -> httpx.Response:
+        return self._well(await self._http_post(path, body, time_s))
+
+    async def _http_post(
+        self, path: str, body: dict[str, Any] | None, time_s: float | None
+    ) -> httpx.Response:
+        usual = self._http.timeout
+        timeout = usual if time_s is None else httpx.Timeout(time_s, connect=usual.connect)
+        try:
+            return await self._http.post(path, json=body, timeout=timeout)
+        except httpx.TransportError as error:
+            raise ServerLost(_told(error)) from error
+
+    def _well(self, response: httpx.Response) -> httpx.Response:
+        if response.is_success:
+            return response
+        said = _message(response)
+        if response.status_code in (401, 403):
+            raise EngineError(f"{self._name} does not take the key: {said}")
+        if response.is_server_error:
+            raise ServerLost(f"it answered {response.status_code}: {said}")
+        raise EngineError(f"{self._name} refuses a request ({response.status_code}): {said}")
+
+
+def _row(answer: _Completion, requests: Requests, row: int, name: str) -> Row:
+    """Checks a completion against its request.
+
+    Raises:
+        EngineError: If it cannot be an answer to it.
+        PolicyError: If its numbers are not finite.
+    """
+    choice = answer.choices[0] if len(answer.choices) == 1 else None
+    tokens = choice.token_ids if choice is not None else []
+    limit = int(requests.max_new_tokens[row])
+    if (
+        choice is None
+        or choice.prompt_token_ids != requests.contexts[row]
+        or len(choice.logprobs.token_logprobs) != len(tokens)
+        or not 1 <= len(tokens) <= limit
+        or choice.finish_reason not in ("stop", "length")
+        or (choice.finish_reason == "length" and len(tokens) != limit)
+    ):
+        raise EngineError(f"{name} answers what is no completion of the request")
+    logprobs = choice.logprobs.token_logprobs
+    if not all(map(math.isfinite, logprobs)):
+        raise PolicyError("the policy yields no finite log-probabilities: its weights diverged")
+    if max(logprobs) > _ROUNDING:
+        raise EngineError(f"{name} answers log-probabilities above 0")
+    stopped = choice.finish_reason == "stop"
+    return Row(token_ids=tokens, logprobs=[min(p, 0.0) for p in logprobs], stopped=stopped)
+
+
+def _parsed(kind: type[T], response: httpx.Response, name: str) -> T:
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError as error:
+        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise EngineError(
+            f"{name} answers no {kind.__name__.strip('_').lower()} of a vLLM that is known here "
+            f"({key}): {error.errors()[0]['msg']}"
+        ) from error
+
+
+def _told(error: httpx.TransportError) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _message(response: httpx.Response) -> str:
+    """Returns what an error response says, in one line."""
+    try:
+        said = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        said = response.text
+    return " ".join(str(said).split())[:300]

@@ -1,0 +1,416 @@
+"""The vLLM engine: samples from a server in a process of its own, over HTTP.
+
+Each row is a request with its own seed, and the server batches whatever is in flight, of all calls
+together. A server that crashes or hangs is started again with the same policy, and rows without a
+result are sampled again: their seeds give them the same tokens.
+
+It does not train, does not decode text, and keeps no tokens.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from schemas.config import VllmConfig
+from schemas.errors import EngineError, PolicyError
+from stages.rollout.engine import Capabilities, Generations, Requests
+from stages.rollout.vllm_client import Row, ServerLost, VllmClient
+from stages.rollout.vllm_server import server_of
+from stages.rollout.weight_check import Forward, WeightCheck, check_weights, probe_requests
+
+T = TypeVar("T")
+
+_SHAPE = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "intermediate_size", "n_embd", "n_layer", "n_head"),
+)
+"""Numbers of a config.json in which two policies of one architecture agree."""
+_LAST_WORDS_S = 10.0
+"""How long a server whose engine failed may take to end, so that its log tells why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Policy:
+    """A stored policy."""
+
+    folder: str
+    version: int
+    shape: dict[str, Any]  # of its config.json
+    tokenizer: str  # digest
+    vocabulary: int
+
+    @classmethod
+    def of(cls, folder: str, version: int) -> "_Policy":
+        at = Path(os.path.abspath(folder))
+        try:
+            config = json.loads((at / "config.json").read_bytes())
+            text = config.get("text_config", config)
+            vocabulary = int(text["vocab_size"])
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise PolicyError(f"{at} is no model folder: no config.json with vocab_size") from error
+        # A server that was told to load what is not there loses the weights that it has.
+        if not any(at.glob(pattern) for pattern in ("*.safetensors", "*.bin")):
+            raise PolicyError(f"{at} holds no weights")
+        tokenizer = at / "tokenizer.json"
+        written = tokenizer.read_bytes() if tokenizer.is_file() else b""
+        return cls(
+            folder=str(at),
+            version=version,
+            shape={
+                **{key: text[key] for key in _SHAPE if key in text},
+                "architectures": config.get("architectures"),
+            },
+            tokenizer=hashlib.sha256(written).hexdigest(),
+            vocabulary=vocabulary,
+        )
+
+    def is_like(self, other: "_Policy | None") -> bool:
+        """Says whether a server of the other policy can load this one's weights."""
+        mine = (self.shape, self.tokenizer)
+        return other is not None and mine == (other.shape, other.tokenizer)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Session:
+    """The server as it answers from one start to the next."""
+
+    client: VllmClient
+    max_context_tokens: int = 0
+    lost: "asyncio.Future[ServerLost]" = field(default_factory=asyncio.Future)
+    calls: int = 0  # in flight
+    counted: dict[str, float] = field(default_factory=dict)  # when the policy was loaded
+
+
+class VllmEngine:
+    """Samples from one policy at a time on a vLLM server."""
+
+    capabilities = Capabilities(live_weights=True, prefix_cache=True)
+
+    def __init__(self, config: VllmConfig, *, forward: Forward) -> None:
+        """Prepares the engine; the server is started for the first policy.
+
+        Args:
+            config: Which server, and its limits.
+            forward: The trainer's forward pass, to check the server's weights against.
+        """
+        self._config = config
+        self._forward = forward
+        self._server = server_of(config)
+        self._loop = _Loop()
+        self._gate = _Gate()
+        self._recovering = threading.Lock()
+        self._session: _Session | None = None
+        self._clients: list[VllmClient] = []
+        self._policy: _Policy | None = None
+        self._started_with: _Policy | None = None
+        self._restarts_left = 0
+        self._broken: str | None = None
+        self.last_check: WeightCheck | None = None
+        """What the last check of the weights measured."""
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the policy that samples."""
+        return self._held().version
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Most tokens of a context with its continuation."""
+        self._held()
+        return self._answering().max_context_tokens
+
+    def generate(self, requests: Requests) -> Generations:
+        """Samples a continuation of every context; calls of several threads are batched together.
+
+        Raises:
+            EngineError: If the server failed and could not be brought back, or refuses a request.
+            PolicyError: If the policy yields no numbers.
+        """
+        with self._gate.shared():
+            policy = self._held()
+            rows: dict[int, Row] = {}
+            while len(rows) < len(requests.contexts):
+                session = self._answering()
+                lost = self._loop.run(self._fill(session, requests, rows))
+                if lost is not None:
+                    self._recover(session, lost)
+        ordered = [rows[row] for row in range(len(requests.contexts))]
+        return Generations(
+            token_ids=[row.token_ids for row in ordered],
+            logprobs=[row.logprobs for row in ordered],
+            stopped=[row.stopped for row in ordered],
+            policy_version=policy.version,
+        )
+
+    def update_weights(self, folder: str, policy_version: int) -> None:
+        """Samples from another policy from now on, and checks that it does.
+
+        A server of ours that holds none, or one of another architecture, is started. The prefix
+        cache is emptied: what it holds was computed with the old weights.
+
+        Raises:
+            PolicyError: If the folder holds no policy, or one that yields no numbers.
+            EngineError: If the server does not start, serves another architecture and is not ours,
+                or samples from other weights.
+        """
+        policy = _Policy.of(folder, policy_version)
+        with self._gate.alone():
+            self._policy, self._broken = None, None
+            self._restarts_left = self._config.restarts
+            session = self._session if self._server.end() is None else None
+            if self._server.is_ours and not policy.is_like(self._started_with):
+                session = None
+            self._session = None
+            self._session = self._hold(policy, session)
+            self._policy = policy
+
+    def prefix_cache_hit_rate(self) -> float | None:
+        """Returns the share of context tokens since the last update that were not computed again.
+
+        Null if there were none.
+        """
+        with self._gate.shared():
+            self._held()
+            session = self._answering()
+            now = self._ask(session.client.metrics())
+        asked, hits = (
+            now.get(name, 0.0) - session.counted.get(name, 0.0)
+            for name in ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
+        )
+        return hits / asked if asked else None
+
+    def close(self) -> None:
+        """Ends a server of ours; the engine then holds no policy."""
+        with self._gate.alone():
+            self._policy = None
+            self._server.stop()
+            self._session = None
+            for client in self._clients:
+                self._loop.run(client.close())
+            self._clients.clear()
+
+    def _held(self) -> _Policy:
+        if self._policy is None:
+            raise EngineError(f"{self._server.name} holds no policy: update_weights comes first")
+        return self._policy
+
+    def _answering(self) -> _Session:
+        if self._session is None:
+            raise EngineError(f"{self._server.name} was not started")
+        return self._session
+
+    async def _fill(
+        self, session: _Session, requests: Requests, rows: dict[int, Row]
+    ) -> ServerLost | None:
+        """Samples the rows that are missing; returns why the server was lost, if it was."""
+
+        async def fill(row: int) -> None:
+            rows[row] = await session.client.complete(requests, row)
+
+        session.calls += 1
+        tasks = [
+            asyncio.create_task(fill(row))
+            for row in range(len(requests.contexts))
+            if row not in rows
+        ]
+        work = asyncio.gather(*tasks)
+        watch = asyncio.create_task(session.client.watch(self._config.silence_time_s))
+        try:
+            await asyncio.wait((work, watch, session.lost), return_when=asyncio.FIRST_COMPLETED)
+            for finished in (work, watch):
+                if finished.done():
+                    await finished
+        except ServerLost as lost:
+            # The first to notice tells all calls: none is to be in flight during a restart.
+            if not session.lost.done():
+                session.lost.set_result(lost)
+        finally:
+            for task in (*tasks, watch):
+                task.cancel()
+            await asyncio.gather(*tasks, work, watch, return_exceptions=True)
+            session.calls -= 1
+        return session.lost.result() if session.lost.done() else None
+
+    def _recover(self, session: _Session, lost: ServerLost) -> None:
+        """Brings the server back with the policy it had; one call does so for all."""
+        with self._recovering:
+            if self._broken is not None:
+                raise EngineError(self._broken)
+            if session is not self._session:
+                return
+            self._loop.run(_calls_left(session))
+            try:
+                self._count_restart(lost)
+                self._session = self._hold(self._held(), None)
+            except (EngineError, PolicyError) as error:
+                self._broken = str(error)
+                raise
+
+    def _hold(self, policy: _Policy, session: _Session | None) -> _Session:
+        """Makes the server hold a policy; returns the session in which it does.
+
+        Args:
+            policy: What it has to hold.
+            session: As the server answers now; null to start it.
+        """
+        while True:
+            started = session is None
+            try:
+                if session is None:
+                    session = self._start(policy)
+                if not (started and self._server.is_ours):
+                    time_s = self._config.start_time_s
+                    self._loop.run(session.client.load_weights(policy.folder, time_s=time_s))
+                self._check(session, policy)
+                session.counted = self._loop.run(session.client.metrics())
+            except ServerLost as lost:
+                if started:
+                    # A server that was just started and fails at its first requests fails again.
+                    raise EngineError(f"{self._server.name} failed: {self._why(lost)}") from lost
+                self._count_restart(lost)
+                session = None
+            else:
+                return session
+
+    def _start(self, policy: _Policy) -> _Session:
+        self._server.start(policy.folder)
+        session = self._loop.run(self._open())
+        self._clients.append(session.client)
+        self._started_with = policy
+        session.max_context_tokens = self._loop.run(session.client.find_model())
+        served = self._loop.run(session.client.served_policy())
+        expected = {
+            **policy.shape,
+            "dtype": self._config.dtype,
+            "logprobs_mode": "processed_logprobs",
+        }
+        for key, value in expected.items():
+            if served.get(key) != value:
+                raise EngineError(
+                    f"{self._server.name} has {key} {served.get(key)}, not {value} as it must for "
+                    f"{policy.folder}: start it as docs/engines.md says, with a policy of this run"
+                )
+        return session
+
+    async def _open(self) -> _Session:
+        client = VllmClient(
+            self._server.url,
+            self._server.headers,
+            name=self._server.name,
+            request_time_s=self._config.request_time_s,
+        )
+        return _Session(client=client)
+
+    def _check(self, session: _Session, policy: _Policy) -> None:
+        probes = probe_requests(
+            vocabulary=policy.vocabulary, max_context_tokens=session.max_context_tokens
+        )
+
+        def sample(requests: Requests) -> Generations:
+            rows: dict[int, Row] = {}
+            lost = self._loop.run(self._fill(session, requests, rows))
+            if lost is not None:
+                raise lost
+            return Generations(
+                token_ids=[rows[row].token_ids for row in range(len(rows))],
+                logprobs=[rows[row].logprobs for row in range(len(rows))],
+                stopped=[rows[row].stopped for row in range(len(rows))],
+                policy_version=policy.version,
+            )
+
+        self.last_check = check_weights(
+            sample,
+            probes,
+            folder=policy.folder,
+            dtype=self._config.dtype,
+            forward=self._forward,
+            name=self._server.name,
+        )
+
+    def _count_restart(self, lost: ServerLost) -> None:
+        if self._restarts_left == 0:
+            raise EngineError(
+                f"{self._server.name} failed once more than vllm.restarts={self._config.restarts} "
+                f"allows: {self._why(lost)}"
+            ) from lost
+        self._restarts_left -= 1
+
+    def _why(self, lost: ServerLost) -> str:
+        end = self._server.end(wait_s=_LAST_WORDS_S)
+        return str(lost) if end is None else end
+
+    def _ask(self, question: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self._loop.run(question)
+        except ServerLost as lost:
+            raise EngineError(f"{self._server.name} does not answer: {lost}") from lost
+
+
+async def _calls_left(session: _Session) -> None:
+    """Waits until no call is in flight; all were told that the server is lost."""
+    while session.calls:
+        await asyncio.sleep(0.01)
+
+
+class _Loop:
+    """An event loop on a thread of its own, for callers on any thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs work on the loop and waits for it; an interrupt ends the work too."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+
+class _Gate:
+    """Lets many calls pass together, or one alone; who wants to be alone goes before later ones."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._waiting = 0
+        self._is_alone = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Is inside with others."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._is_alone or self._waiting))
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Is inside when all others have left."""
+        with self._changed:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(lambda: not (self._is_alone or self._inside))
+                self._is_alone = True
+            finally:
+                self._waiting -= 1
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_alone = False
+                self._changed.notify_all()
