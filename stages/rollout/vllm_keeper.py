@@ -24,8 +24,8 @@ _TRACKER = b"multiprocessing.resource_tracker"
 def main(fd: int, folder: str, command: list[str]) -> int:
     """Runs the command until it ends or the owner is gone; returns its status as a shell does."""
     owner = os.getppid()
-    # The one thread of this process forks it, so it dies with this process, not with a thread.
-    server = subprocess.Popen(command, process_group=0, preexec_fn=_die_with_parent)
+    # This process has one thread, so the fork is safe, and the server dies with the process.
+    server = subprocess.Popen(command, process_group=0, preexec_fn=_die_with_parent)  # noqa: PLW1509
     owned = True
     while owned and server.poll() is None:
         # A process forked off the owner may hold the pipe open; then the new parent tells.

@@ -164,7 +164,10 @@ class ServerProcess:
             # Somebody may take the port between our look and the server's.
             if not self._running.lost_its_port():
                 break
-        why = self.end() or f"it did not answer within vllm.start_time_s={self._config.start_time_s:g}"
+        why = (
+            self.end()
+            or f"it did not answer within vllm.start_time_s={self._config.start_time_s:g}"
+        )
         kept = self._running.keep_log() if self._running is not None else "none"
         self.stop()
         raise EngineError(f"{self.name} did not start: {why}; its log: {kept}")
@@ -256,7 +259,7 @@ def _bearer(key: str) -> dict[str, str]:
 def _command(config: VllmConfig, port: int, policy: str) -> list[str]:
     return [
         os.path.abspath(config.python),
-        *("-m", "vllm.entrypoints.openai.api_server"),
+        *("-m", "turnledger_serve"),
         *("--model", policy, "--served-model-name", SERVED_NAME),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--dtype", config.dtype, "--gpu-memory-utilization", str(config.gpu_memory_share)),

@@ -1,4 +1,4 @@
-"""Checks that an engine holds the weights of a policy: its log-probabilities against a forward pass.
+"""Checks that an engine holds the weights of a policy, by the log-probabilities that it returns.
 
 An engine may answer that it has loaded weights and sample from others. What it says of a few
 sampled tokens tells: each is compared with the trainer's own forward pass over the same tokens.
