@@ -13,7 +13,7 @@ import polars as pl
 from dataframely.exc import SchemaError, ValidationError
 from pydantic import BaseModel, ConfigDict
 
-from flows.catalogue import EVERY_STAGE, STAGES
+from flows.catalogue import ENGINE_MODULES, EVERY_STAGE, STAGES
 from flows.events import StageEvent, tell
 from schemas.errors import StageError
 from schemas.refs import Ref, StageOutput
@@ -86,6 +86,8 @@ class StageRun:
     """Distributions that decide the result by its settings, beside those of its stage."""
     compute: Callable[[], Produced]
     """Reads the inputs and does the work."""
+    modules: tuple[str, ...] = ()
+    """Modules that decide the result by its settings, beside those of its stage."""
     made_by: str | None = None
     """Stage whose code computes it, where that is another one than the slot's."""
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -97,7 +99,7 @@ class StageRun:
         stage = self.made_by or self.slot.stage
         return Fingerprint(
             stage=stage,
-            code=_code(stage),
+            code=_code(stage, self.modules),
             config=dict(self.config),
             inputs={name: ref.content for name, ref in self.inputs.items()},
             seed=self.seed,
@@ -176,12 +178,14 @@ def freeze_code() -> None:
     """
     for stage in STAGES:
         _code(stage)
+    for modules in ENGINE_MODULES.values():
+        _code("rollout", modules)
 
 
 @lru_cache
-def _code(stage: str) -> dict[str, str]:
+def _code(stage: str, more: tuple[str, ...] = ()) -> dict[str, str]:
     closure: dict[str, str] = {}
-    for module in STAGES[stage].code:
+    for module in (*STAGES[stage].code, *more):
         if module.startswith("storage."):
             closure[module] = module_closure(module, packages=("storage",))[module]
         else:

@@ -37,6 +37,16 @@ MEASURE_LIBRARIES: dict[str, tuple[str, ...]] = {
 }
 """Measure of similarity to the distributions that decide it, beside those of every stage."""
 
+ENGINE_MODULES: dict[str, tuple[str, ...]] = {
+    "transformers": ("stages.rollout.transformers_engine",),
+    "vllm": (
+        "stages.rollout.vllm_engine",
+        "stages.rollout.vllm_extension.turnledger_serve",
+        "stages.rollout.vllm_extension.turnledger_vllm",
+    ),
+}
+"""Engine of the rollout to the modules that decide what it samples."""
+
 STAGES: dict[str, StageSpec] = {
     "problems": StageSpec(
         code=("storage.problems", "storage.problem_sources"),
@@ -67,13 +77,12 @@ STAGES: dict[str, StageSpec] = {
     "rollout": StageSpec(
         code=(
             "stages.rollout",
-            "stages.rollout.transformers_engine",
             "stages.shards",
             "storage.checkpoints",
         ),
         tables=("turns", "generation_times"),
         libraries=("torch", "transformers", "tokenizers"),
-        sections=("rollout",),
+        sections=("rollout", "vllm"),
     ),
     "execution": StageSpec(
         code=(
@@ -174,6 +183,11 @@ class Scope:
     def needs(self, stage: str) -> bool:
         """Says whether a stage's result is computed or built upon."""
         return ORDER.index(stage) <= ORDER.index(self.last)
+
+    @property
+    def samples(self) -> bool:
+        """Whether turns may be sampled, so that an engine is needed."""
+        return self.computes("rollout") or self.computes("evaluation")
 
     @property
     def runs_code(self) -> bool:

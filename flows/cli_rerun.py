@@ -280,6 +280,7 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
         asked.config,
         old.at(0),
         reads=reads,
+        samples=scope.samples,
         runs_code=scope.runs_code,
         shapes=scope.computes("similarity"),
     )

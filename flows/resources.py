@@ -4,8 +4,9 @@ A stage run that finds its stored result loads no model and starts no sandbox.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -13,11 +14,15 @@ from typing import TypeVar
 import torch
 
 from flows.binding import open_store
+from flows.policy_server import PolicyServer
+from flows.task_inputs import Sampling
 from schemas.config import ComputeConfig, ExecutionConfig
 from schemas.refs import CheckpointRef, Ref
 from stages.dialogue import Dialogue
 from stages.execution import Executor, make_executor
+from stages.rollout import Engine
 from stages.rollout.transformers_engine import TransformersEngine
+from stages.rollout.weight_check import forward_logprobs
 from storage.checkpoints import load_policy
 from storage.embeddings import EmbeddingModel, load_embedding_model
 
@@ -25,6 +30,7 @@ T = TypeVar("T")
 
 _torch_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch")
 _making = threading.Lock()
+_server = PolicyServer()
 
 
 def on_torch_thread(compute: ComputeConfig, work: Callable[[], T]) -> T:
@@ -42,12 +48,34 @@ def on_torch_thread(compute: ComputeConfig, work: Callable[[], T]) -> T:
     return _torch_thread.submit(run).result()
 
 
+@contextmanager
 def engine_of(
-    store: str, policy: CheckpointRef, compute: ComputeConfig
-) -> tuple[TransformersEngine, Dialogue]:
-    """Returns the embedded engine of a stored policy and the dialogue of its tokenizer."""
-    with _making:
-        return _engine(store, policy, compute.device, compute.cache_mib)
+    store: str, policy: CheckpointRef, sampling: Sampling
+) -> Iterator[tuple[Engine, Dialogue]]:
+    """Yields an engine that samples from a stored policy, and the dialogue of its tokenizer."""
+    compute = sampling.compute
+    if sampling.config.engine == "transformers":
+        with _making:
+            embedded = _engine(store, policy, compute.device, compute.cache_mib)
+        yield embedded
+        return
+
+    def forward(
+        folder: str, contexts: Sequence[list[int]], tokens: Sequence[list[int]]
+    ) -> list[list[float]]:
+        return on_torch_thread(
+            compute, lambda: forward_logprobs(load_policy(folder)[0], contexts, tokens)
+        )
+
+    folder = open_store(store).path(policy)
+    with _server.lend(
+        sampling.vllm,
+        folder=str(folder),
+        policy=policy.digest,
+        version=policy.policy_version,
+        forward=forward,
+    ) as engine:
+        yield engine, dialogue_of(store, policy)
 
 
 def embedding_of(model: Ref, compute: ComputeConfig) -> EmbeddingModel:

@@ -7,6 +7,7 @@ stage and names what comes back.
 import dataframely as dy
 
 from flows.binding import Place, Produced, StageRun
+from flows.catalogue import ENGINE_MODULES
 from flows.outside import given_policy, problem_file, readable_files
 from flows.resources import dialogue_of, engine_of, executor_of, on_torch_thread
 from flows.stage_tasks import stage_task
@@ -169,33 +170,38 @@ def rollout_task(
 
     def compute() -> Produced:
         asked, said, observed = read_trajectories(place, history)
-        engine, dialogue = engine_of(place.store, policy, sampling.compute)
         timer = WorkTimer()
+        with engine_of(place.store, policy, sampling) as (engine, dialogue):
 
-        def work() -> dy.DataFrame[Turns]:
-            with timer:
-                return roll_out_turn(
-                    take_shard(asked, shard.index, shard.of),
-                    said,
-                    observed,
-                    engine=engine,
-                    dialogue=dialogue,
-                    config=sampling.config,
-                    seed=sampling.seed,
-                    turn_index=turn,
-                )
+            def work() -> dy.DataFrame[Turns]:
+                with timer:
+                    return roll_out_turn(
+                        take_shard(asked, shard.index, shard.of),
+                        said,
+                        observed,
+                        engine=engine,
+                        dialogue=dialogue,
+                        config=sampling.config,
+                        seed=sampling.seed,
+                        turn_index=turn,
+                    )
 
-        sampled = on_torch_thread(sampling.compute, work)
+            # Shards that are with a server wait there together; it batches them.
+            is_served = sampling.config.engine == "vllm"
+            sampled = work() if is_served else on_torch_thread(sampling.compute, work)
         times = timer.row(shard.index, turn, sampled["token_ids"])
         return Produced(tables={"turns": sampled, "generation_times": times})
 
+    by_engine = {"dtype": sampling.vllm.dtype} if sampling.config.engine == "vllm" else {}
     return StageRun(
         place=place,
         slot=place.slot("rollout", shard=shard.index, turn=turn),
+        modules=ENGINE_MODULES[sampling.config.engine],
         config={
             **sampling.config.model_dump(
                 mode="json", exclude={"prompts", "shards", "max_turns", "stale"}
             ),
+            **by_engine,
             **shard.model_dump(),
             "turn": turn,
         },

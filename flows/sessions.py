@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from flows.binding import Place
 from flows.catalogue import ORDER, STAGES, Scope
 from flows.outside import PATHS, contents, embedding_model, readable_files, stored_contents
-from schemas.config import RunConfig, changed_keys, override_config
+from schemas.config import RunConfig, VllmConfig, changed_keys, override_config
 from schemas.errors import (
     ConfigError,
     StoreError,
@@ -28,6 +28,7 @@ FREE_TO_CHANGE = (
     "execution.workers",
     "execution.fusion_url",
     "evaluation.every",
+    *(f"vllm.{key}" for key in VllmConfig.model_fields if key != "dtype"),
 )
 """Settings that a run may be continued with: they decide how far and how, not what."""
 
@@ -37,6 +38,7 @@ def check_inputs(
     place: Place | None,
     *,
     reads: Collection[str] = PATHS,
+    samples: bool = True,
     runs_code: bool = True,
     shapes: bool = True,
 ) -> None:
@@ -46,6 +48,7 @@ def check_inputs(
         config: Settings of the flow.
         place: Iteration 0 of the run whose results it builds on; null for a new store.
         reads: Settings that name what the flow reads from outside the store.
+        samples: Whether the flow may sample turns, so that its engine is looked for.
         runs_code: Whether the flow may execute code, so that the sandbox is tried.
         shapes: Whether the flow shapes rewards, so that its measure is looked for.
 
@@ -55,6 +58,7 @@ def check_inputs(
         ConfigError: If torch cannot use the device, snippets are to read what is no folder, or
             the package of the measure of similarity is missing.
         EmbeddingError: If the embedding model of the measure is no such model.
+        EngineError: If the environment of the vLLM server is missing.
         ExecutorError: If code cannot be isolated on this machine.
     """
     contents(place, config, reads)
@@ -64,6 +68,10 @@ def check_inputs(
 
         require_measure(config.similarity)
         embedding_model(config.similarity)
+    if samples and config.rollout.engine == "vllm":
+        from stages.rollout.vllm_server import check_server
+
+        check_server(config.vllm)
     if runs_code:
         from flows.resources import try_executor
 
@@ -191,7 +199,8 @@ def _sections_used(scope: Scope) -> set[str]:
 
     An evaluation alone may also sample, execute and grade in another way than the training did.
     """
-    own = {"rollout", "execution", "turn_rewards"} if scope.first == "evaluation" else set()
+    sampled = {"rollout", "vllm", "execution", "turn_rewards"}
+    own = sampled if scope.first == "evaluation" else set()
     return {"compute"}.union(
         own, *(STAGES[name].sections for name in ORDER if scope.computes(name))
     )
@@ -337,5 +346,8 @@ def _close(store: Store, run: str, status: str, message: str | None) -> None:
 def _deciding(config: RunConfig) -> dict[str, object]:
     values = config.model_dump(mode="json", exclude={"iterations", "compute"})
     values["execution"].pop("workers")
+    served = values.pop("vllm")
+    if config.rollout.engine == "vllm":
+        values["vllm"] = {"dtype": served["dtype"]}
     values["evaluation"].pop("every")
     return values

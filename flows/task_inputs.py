@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.binding import Place
 from flows.events import StageEvent, tell
-from schemas.config import ComputeConfig, RolloutConfig
+from schemas.config import ComputeConfig, RolloutConfig, VllmConfig
 from schemas.refs import FOREIGN, Ref, StageOutput, TableRef
 from schemas.tables import Executions, Prompts, Turns
 from storage import Slot
@@ -32,6 +32,7 @@ class Sampling(BaseModel):
 
     config: RolloutConfig
     compute: ComputeConfig
+    vllm: VllmConfig
     seed: int
 
 

@@ -232,7 +232,7 @@ def sampling_of(place: Place, config: RunConfig) -> Sampling:
     # Evaluations share their seed, so that policies are compared on the same luck.
     luck = place.iteration if place.split == "train" else 0
     seed = derive_seed(config.seed, "rollout", place.split, luck)
-    return Sampling(config=rollout, compute=config.compute, seed=seed)
+    return Sampling(config=rollout, compute=config.compute, vllm=config.vllm, seed=seed)
 
 
 def shard_count(wanted: int, prompts: TableRef) -> int:

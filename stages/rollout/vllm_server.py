@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -200,6 +201,8 @@ class _Running:
     def __init__(self, config: VllmConfig, key: str, port: int, policy: str) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="turnledger-vllm-"))
         self._log = self._folder / "server.log"
+        # The keeper removes it where this process is killed while the server runs.
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         reading, self._writing = os.pipe()
         keeper = [sys.executable, "-I", "-S", str(_KEEPER), str(reading), str(self._folder)]
         try:
