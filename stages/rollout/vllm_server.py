@@ -118,11 +118,13 @@ class GivenServer:
     def start(self, folder: str) -> None:
         """Waits until it answers; which policy it holds is not looked at."""
         deadline = time.monotonic() + self._config.start_time_s
-        while not is_healthy(self.url, self.headers):
+        while (status := health(self.url, self.headers)) != httpx.codes.OK:
+            if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+                raise EngineError(f"{self.name} does not take the key: put it into {KEY_VARIABLE}")
             if time.monotonic() > deadline:
                 raise EngineError(
                     f"{self.name} does not answer within {self._config.start_time_s:g} s: "
-                    f"look whether it runs and whether {KEY_VARIABLE} is its key"
+                    "look whether it runs"
                 )
             time.sleep(_HEALTH_EVERY_S)
 
@@ -177,7 +179,8 @@ class ServerProcess:
         deadline = time.monotonic() + self._config.start_time_s
         while time.monotonic() < deadline and running.end() is None:
             # Another program may answer at a port that ours lost; it does not live on with ours.
-            if is_healthy(self.url, self.headers) and running.end() is None:
+            is_well = health(self.url, self.headers) == httpx.codes.OK
+            if is_well and running.end() is None:
                 return True
             time.sleep(_HEALTH_EVERY_S)
         return False
@@ -245,14 +248,14 @@ class _Running:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
 
-def is_healthy(url: str, headers: Mapping[str, str]) -> bool:
-    """Says whether a server answers that it is well."""
+def health(url: str, headers: Mapping[str, str]) -> int | None:
+    """Returns the status with which a server says whether it is well; null if it says nothing."""
     try:
         # No proxy of the environment: what is at a loopback address is not behind one.
         with httpx.Client(headers=headers, timeout=5.0, trust_env=False) as client:
-            return client.get(f"{url}/health").status_code == httpx.codes.OK
+            return client.get(f"{url}/health").status_code
     except httpx.TransportError:
-        return False
+        return None
 
 
 def _bearer(key: str) -> dict[str, str]:
