@@ -252,7 +252,7 @@ def test_weights_that_diverged_are_the_policys_fault(
         next(model.parameters()).mul_(float("nan"))
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises((PolicyError, EngineError), match="diverged|failed"):
+    with pytest.raises((PolicyError, EngineError), match=r"diverged|failed"):
         engine.update_weights(str(tmp_path), 1)
 
 
@@ -354,7 +354,7 @@ def test_a_server_that_dies_or_hangs_is_started_again_and_no_row_is_lost(
 
 def test_restarts_are_bounded(engine: VllmEngine) -> None:
     engine._restarts_left = 0
-    with pytest.raises(EngineError, match="once more than vllm.restarts=3 allows.*signal 9"):
+    with pytest.raises(EngineError, match=r"once more than vllm\.restarts=3 allows.*signal 9"):
         interrupted(engine, asked(96, limit=250, stop_ids=()), "server", signal.SIGKILL)
     with pytest.raises(EngineError, match="allows"):
         engine.generate(asked(2))

@@ -57,7 +57,7 @@ def model_of(folder: Path) -> torch.nn.Module:
 def processes_below(parent: int) -> dict[int, str]:
     """Returns the processes that descend from one, with their names."""
     listed = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     )
     rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
     found: dict[int, str] = {}
