@@ -20,6 +20,9 @@ MAX_IN_FLIGHT = 512
 """Requests that are with the server at a time; more wait here. Each needs a file descriptor."""
 _RESET_TRIES = 20
 _RESET_PAUSE_S = 0.25
+DIVERGED = "the policy yields no finite log-probabilities: its weights diverged"
+_NO_NUMBER = "float values are not JSON compliant"
+"""How vLLM refuses to answer with what is no number."""
 _ROUNDING = 1e-4
 """How far above 0 a log-probability may come out."""
 _METRIC = re.compile(r"^(vllm:\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -113,6 +116,7 @@ class VllmClient:
         Raises:
             ServerLost: If the server is gone or unwell.
             EngineError: If it refuses the request or answers something else.
+            PolicyError: If the policy yields no numbers.
         """
         body = self._completion(requests, row)
         async with self._room:
@@ -229,6 +233,8 @@ class VllmClient:
             raise EngineError(f"{self._name} does not take the key: {said}")
         if response.is_server_error:
             raise ServerLost(f"it answered {response.status_code}: {said}")
+        if _NO_NUMBER in said:
+            raise PolicyError(DIVERGED)
         raise EngineError(f"{self._name} refuses a request ({response.status_code}): {said}")
 
 
@@ -253,7 +259,7 @@ def _row(answer: _Completion, requests: Requests, row: int, name: str) -> Row:
         raise EngineError(f"{name} answers what is no completion of the request")
     logprobs = choice.logprobs.token_logprobs
     if not all(map(math.isfinite, logprobs)):
-        raise PolicyError("the policy yields no finite log-probabilities: its weights diverged")
+        raise PolicyError(DIVERGED)
     if max(logprobs) > _ROUNDING:
         raise EngineError(f"{name} answers log-probabilities above 0")
     stopped = choice.finish_reason == "stop"

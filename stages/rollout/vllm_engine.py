@@ -56,7 +56,7 @@ class _Policy:
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise PolicyError(f"{at} is no model folder: no config.json with vocab_size") from error
         # A server that was told to load what is not there loses the weights that it has.
-        if not any(at.glob(pattern) for pattern in ("*.safetensors", "*.bin")):
+        if not [*at.glob("*.safetensors"), *at.glob("*.bin")]:
             raise PolicyError(f"{at} holds no weights")
         tokenizer = at / "tokenizer.json"
         written = tokenizer.read_bytes() if tokenizer.is_file() else b""
