@@ -12,14 +12,14 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from schemas.config import VllmConfig
 from schemas.errors import EngineError, PolicyError
+from stages.rollout.concurrency import EventLoop, Gate
 from stages.rollout.engine import Capabilities, Generations, Requests
 from stages.rollout.vllm_client import Row, ServerLost, VllmClient
 from stages.rollout.vllm_server import server_of
@@ -103,8 +103,8 @@ class VllmEngine:
         self._config = config
         self._forward = forward
         self._server = server_of(config)
-        self._loop = _Loop()
-        self._gate = _Gate()
+        self._loop = EventLoop()
+        self._gate = Gate()
         self._recovering = threading.Lock()
         self._session: _Session | None = None
         self._clients: list[VllmClient] = []
@@ -357,60 +357,3 @@ async def _calls_left(session: _Session) -> None:
     """Waits until no call is in flight; all were told that the server is lost."""
     while session.calls:
         await asyncio.sleep(0.01)
-
-
-class _Loop:
-    """An event loop on a thread of its own, for callers on any thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs work on the loop and waits for it; an interrupt ends the work too."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        finally:
-            future.cancel()
-
-
-class _Gate:
-    """Lets many calls pass together, or one alone; who wants to be alone goes before later ones."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside = 0
-        self._waiting = 0
-        self._is_alone = False
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Is inside with others."""
-        with self._changed:
-            self._changed.wait_for(lambda: not (self._is_alone or self._waiting))
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Is inside when all others have left."""
-        with self._changed:
-            self._waiting += 1
-            try:
-                self._changed.wait_for(lambda: not (self._is_alone or self._inside))
-                self._is_alone = True
-            finally:
-                self._waiting -= 1
-                self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._is_alone = False
-                self._changed.notify_all()
