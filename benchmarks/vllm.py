@@ -1,8 +1,8 @@
 """Compares the vLLM engine with bare vLLM, offline and without HTTP, on the same requests.
 
-Both sides run the same environment, policy, seeds and settings, in turn and never at once: first
-our engine with its server, then `LLM.generate` in a process of its own, each after a batch that
-warms it up. A short cold start makes the policy.
+Both sides run the same environment, policy, seeds and settings: our engine with its server, and
+`LLM.generate` in a process of its own. They take turns, so that a busy machine disturbs both alike,
+after one batch each that warms them up. A short cold start makes the policy.
 
     python -m benchmarks.vllm --rows 128 --json
 """
@@ -14,6 +14,8 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +44,13 @@ if __name__ == "__main__":
     prompts = [{"prompt_token_ids": ids} for ids in asked["contexts"]]
     params = [SamplingParams(seed=seed, max_tokens=asked["limit"], logprobs=0, ignore_eos=True,
                              temperature=1.0, skip_special_tokens=False) for seed in asked["seeds"]]
-    seconds = []
-    for _ in range(asked["repeats"] + 1):
+    for _ in sys.stdin:  # one line for each repeat
         model.reset_prefix_cache()
         began = time.perf_counter()
         done = model.generate(prompts, params, use_tqdm=False)
-        seconds.append(time.perf_counter() - began)
-    tokens = [list(row.outputs[0].token_ids) for row in done]
-    print("RESULT" + json.dumps({"seconds": seconds[1:], "tokens": tokens}))
+        seconds = time.perf_counter() - began
+        tokens = [list(row.outputs[0].token_ids) for row in done]
+        print("RESULT" + json.dumps({"seconds": seconds, "tokens": tokens}), flush=True)
 """
 
 
@@ -59,17 +60,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         policy = arguments.policy or write_policy(Path(folder) / "policy")
         requests = make_requests(policy, arguments)
-        ours, tokens = run_engine(policy, config, requests, arguments.repeats)
-        bare = run_bare(policy, config, requests, arguments, Path(folder))
+        asked = write_requests(policy, config, requests, Path(folder))
+        engine = VllmEngine(config, forward=forward)
+        with bare_vllm(config, asked) as bare:
+            ours, theirs, tokens = take_turns(engine, bare, policy, requests, arguments.repeats)
+        engine.close()
     sampled = arguments.rows * arguments.tokens
-    medians = {"engine": statistics.median(ours), "bare": statistics.median(bare["seconds"])}
+    medians = {"engine": statistics.median(ours), "bare": statistics.median(theirs)}
     figures = {
         "engine_tokens_s": sampled / medians["engine"],
         "bare_tokens_s": sampled / medians["bare"],
         "ratio": medians["bare"] / medians["engine"],
-        "equal_rows_share": float(
-            np.mean([a == b for a, b in zip(tokens, bare["tokens"], strict=True)])
-        ),
+        "equal_rows_share": float(np.mean([a == b for a, b in zip(*tokens, strict=True)])),
     }
     print_figures(figures, f"vLLM, {arguments.rows} rows", as_json=arguments.json)
 
@@ -111,35 +113,16 @@ def make_requests(policy: str, arguments: argparse.Namespace) -> Requests:
     )
 
 
-def run_engine(
-    policy: str, config: VllmConfig, requests: Requests, repeats: int
-) -> tuple[list[float], list[list[int]]]:
-    """Returns the seconds of each repeat and the tokens of the last one."""
-    engine = VllmEngine(
-        config, forward=lambda folder, *rows: forward_logprobs(load_policy(folder)[0], *rows)
-    )
-    engine.update_weights(policy, 0)
-    engine.generate(requests)
-    seconds = []
-    for version in range(1, repeats + 1):
-        engine.update_weights(policy, version)  # empties the prefix cache
-        began = time.perf_counter()
-        got = engine.generate(requests)
-        seconds.append(time.perf_counter() - began)
-    engine.close()
-    return seconds, got.token_ids
+def forward(
+    folder: str, contexts: Sequence[list[int]], tokens: Sequence[list[int]]
+) -> list[list[float]]:
+    """Is the trainer's forward pass, for the check of the weights."""
+    return forward_logprobs(load_policy(folder)[0], contexts, tokens)
 
 
-def run_bare(
-    policy: str,
-    config: VllmConfig,
-    requests: Requests,
-    arguments: argparse.Namespace,
-    folder: Path,
-) -> dict[str, Any]:
-    """Returns the same of `LLM.generate`."""
-    program, asked = folder / "bare.py", folder / "asked.json"
-    program.write_text(BARE)
+def write_requests(policy: str, config: VllmConfig, requests: Requests, folder: Path) -> Path:
+    """Writes what the other side is to do."""
+    asked = folder / "asked.json"
     asked.write_text(
         json.dumps(
             {
@@ -148,11 +131,17 @@ def run_bare(
                 "gpu_memory_share": config.gpu_memory_share,
                 "contexts": requests.contexts,
                 "seeds": requests.seeds.tolist(),
-                "limit": arguments.tokens,
-                "repeats": arguments.repeats,
+                "limit": int(requests.max_new_tokens[0]),
             }
         )
     )
+    (folder / "bare.py").write_text(BARE)
+    return asked
+
+
+@contextmanager
+def bare_vllm(config: VllmConfig, asked: Path) -> Iterator[subprocess.Popen[str]]:
+    """Starts `LLM` in a process that samples once for every line that it is sent."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(EXTENSION),
@@ -162,13 +151,44 @@ def run_bare(
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    command = [os.path.abspath(config.python), str(program), str(asked)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    line = next((part for part in done.stdout.splitlines() if part.startswith("RESULT")), None)
-    if line is None:
-        raise SystemExit(f"bare vLLM failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(line.removeprefix("RESULT"))
-    return found
+    command = [os.path.abspath(config.python), str(asked.with_name("bare.py")), str(asked)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as bare:
+        yield bare
+        assert bare.stdin is not None
+        bare.stdin.close()
+
+
+def take_turns(
+    engine: VllmEngine,
+    bare: "subprocess.Popen[str]",
+    policy: str,
+    requests: Requests,
+    repeats: int,
+) -> tuple[list[float], list[float], tuple[list[list[int]], list[list[int]]]]:
+    """Returns the seconds of each repeat on both sides, and the tokens of the last one."""
+    ours, theirs = [], []
+    for repeat in range(repeats + 1):
+        found = sample_bare(bare)
+        engine.update_weights(policy, repeat)  # empties the prefix cache, as the other side does
+        began = time.perf_counter()
+        got = engine.generate(requests)
+        ours.append(time.perf_counter() - began)
+        theirs.append(found["seconds"])
+    return ours[1:], theirs[1:], (got.token_ids, found["tokens"])
+
+
+def sample_bare(bare: "subprocess.Popen[str]") -> dict[str, Any]:
+    """Has the other side sample once."""
+    assert bare.stdin is not None
+    assert bare.stdout is not None
+    bare.stdin.write("go\n")
+    bare.stdin.flush()
+    for line in bare.stdout:
+        if line.startswith("RESULT"):
+            found: dict[str, Any] = json.loads(line.removeprefix("RESULT"))
+            return found
+    raise SystemExit("bare vLLM ended; what it wrote above says why")
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ class _Running:
         return _cause(status, self._log_text())
 
     def lost_its_port(self) -> bool:
-        return self.end() is not None and "address already in use" in self._log_text()
+        return self.end() is not None and "address already in use" in self._log_text().lower()
 
     def keep_log(self) -> str:
         """Puts the log where it outlives the server; returns its path."""

@@ -60,7 +60,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_setting_that_a_page_names_exists(page: Path) -> None:
     named = re.findall(rf"(?<![\w./])({'|'.join(SECTIONS)})\.([a-z_]+)\b", page.read_text())
-    suffixes = {"md", "py", "parquet", "toml"}
+    suffixes = {"md", "py", "parquet", "toml", "txt"}
     unknown = {
         f"{section}.{key}"
         for section, key in named

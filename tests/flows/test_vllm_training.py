@@ -9,7 +9,7 @@ from small_runs import SMALL, Cli, sets
 from storage import Store
 from tests.stages.rollout.vllm_environment import PYTHON, needs_vllm
 
-pytestmark = [needs_vllm, pytest.mark.timeout(900), pytest.mark.xdist_group("vllm")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("vllm")]
 SERVED = (
     "rollout.engine=vllm",
     f"vllm.python={PYTHON}",
@@ -19,6 +19,7 @@ SERVED = (
 )
 
 
+@needs_vllm
 def test_training_with_vllm_optimises_what_was_sampled(cli: Cli, tmp_path: Path) -> None:
     store = tmp_path / "store"
     options = sets(*SMALL, *SERVED)
