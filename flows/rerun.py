@@ -7,6 +7,7 @@ which stays as it is.
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from flows.train import (
     gathered,
     load_problem_sets,
     results_of,
+    sampler_of,
     sampling_of,
     shard_count,
     submit_rewards,
@@ -42,6 +44,9 @@ from schemas.config import RunConfig
 from schemas.errors import StoreError
 from schemas.refs import CheckpointRef, StageOutput, TableRef
 from storage import Store
+
+Policies = Mapping[int, CheckpointRef | None]
+"""Iteration to its policy; null where the source has none, which only some stages need."""
 
 
 @flow(name="rerun", task_runner=SHARDS_AT_ONCE, persist_result=False)
@@ -94,7 +99,7 @@ def rerun(
 
 def rerunning(old: Place, new: Place, scope: Scope, config: RunConfig) -> None:
     """Does the work of `rerun`, stage by stage."""
-    check_source(old.open(), old, scope)
+    check_source(old.open(), old, scope, config)
     if not reads_problems(old, scope):
         # Training the branch needs them; their files may be gone by then.
         for was, place in ((old, new), (old.of_evaluation(), new.of_evaluation())):
@@ -103,10 +108,12 @@ def rerunning(old: Place, new: Place, scope: Scope, config: RunConfig) -> None:
     if scope.first == "evaluation":
         policy = taken_policy(old, new)
     else:
-        before = first
-        if old.iteration > 1:
-            before = taken_policy(old.at(old.iteration - 1), new.at(old.iteration - 1))
-        policy = _learn_again(old, new, scope, before, first, config)
+        taken = {
+            number: taken_policy(old.at(number), new.at(number))
+            for number in {old.iteration - 1, sampler_of(old.iteration, config)} - {0}
+        }
+        policies = {0: first, **taken}
+        policy = _learn_again(old, new, scope, policies, config)
     if _evaluates(old, scope):
         problems = load_problem_sets(new.at(0), config, old.at(0))
         evaluate_policy(new, _needed(policy, old), _needed(first, old), problems, config)
@@ -122,7 +129,7 @@ def _evaluates(old: Place, scope: Scope) -> bool:
     return scope.first == "evaluation" or (scope.computes("evaluation") and was_evaluated)
 
 
-def check_source(store: Store, old: Place, scope: Scope) -> None:
+def check_source(store: Store, old: Place, scope: Scope, config: RunConfig) -> None:
     """Refuses a rerun of what there is not, before anything is written.
 
     Raises:
@@ -147,18 +154,20 @@ def check_source(store: Store, old: Place, scope: Scope) -> None:
                     f"run {old.run} holds no {stage} of iteration {old.iteration}: rerun an "
                     "earlier stage"
                 )
-    for iteration in _policies_needed(old.iteration, scope):
+    for iteration in _policies_needed(old.iteration, scope, config):
         stored_policy(store, old.run, iteration)
 
 
-def _policies_needed(iteration: int, scope: Scope) -> list[int]:
+def _policies_needed(iteration: int, scope: Scope, config: RunConfig) -> list[int]:
     """Returns the iterations whose policies a rerun builds on; 0 is the cold start."""
     if scope.first == "evaluation":
         return [0, iteration]
     # The tokenizer is that of the cold start.
     needed = [0] if ORDER.index(scope.first) <= ORDER.index("execution") else []
     samples = scope.first == "execution" and not scope.is_one_stage
-    if samples or scope.computes("rollout") or scope.computes("optimisation"):
+    if samples or scope.computes("rollout"):
+        needed.append(sampler_of(iteration, config))
+    if scope.computes("optimisation"):
         needed.append(iteration - 1)
     return needed
 
@@ -167,19 +176,18 @@ def _learn_again(
     old: Place,
     new: Place,
     scope: Scope,
-    before: CheckpointRef | None,
-    first: CheckpointRef | None,
+    policies: Policies,
     config: RunConfig,
 ) -> CheckpointRef | None:
     """Computes the stages of the scope; returns the new policy, null if it ends before."""
     if scope.computes("prompts"):
         problems = load_problem_sets(new.at(0), config, old.at(0))
-        prompts = ask(new, _needed(first, old), problems, config)
+        prompts = ask(new, _needed(policies[0], old), problems, config)
     else:
         prompts = taken_over(old.slot("prompts"), new, new.slot("prompts")).tables["prompts"]
     if not scope.needs("rollout"):
         return None
-    chains = _chains(old, new, scope, prompts, before, first, config)
+    chains = _chains(old, new, scope, prompts, policies, config)
     rewards: list[StageOutput] = []
     shaped: list[StageOutput] = []
     if scope.computes("turn_rewards"):
@@ -199,7 +207,8 @@ def _learn_again(
         advantages = taken_over(old.slot("advantages"), new, new.slot("advantages"))
     if not scope.computes("optimisation"):
         return None
-    return update_policy(new, rolled_out, advantages, _needed(before, old), config)
+    before = _needed(policies[old.iteration - 1], old)
+    return update_policy(new, rolled_out, advantages, before, config)
 
 
 def _chains(
@@ -207,17 +216,17 @@ def _chains(
     new: Place,
     scope: Scope,
     prompts: TableRef,
-    before: CheckpointRef | None,
-    first: CheckpointRef | None,
+    policies: Policies,
     config: RunConfig,
 ) -> list[Chain]:
     """Returns the rollout: taken over, made again as a whole, or one of its two stages alone."""
+    first, sampler = policies[0], policies[sampler_of(old.iteration, config)]
     if scope.is_one_stage and scope.first == "rollout":
-        return _sampled_alone(old, new, prompts, _needed(before, old), config)
+        return _sampled_alone(old, new, prompts, _needed(sampler, old), config)
     if scope.is_one_stage and scope.first == "execution":
         return _executed_alone(old, new, _needed(first, old), config)
     if scope.computes("rollout") or scope.computes("execution"):
-        return submit_rollout(new, prompts, _needed(before, old), _needed(first, old), config)
+        return submit_rollout(new, prompts, _needed(sampler, old), _needed(first, old), config)
     rollout = _stored_rollout(old)
     return [
         Chain(

@@ -196,7 +196,9 @@ def rollout_task(
         place=place,
         slot=place.slot("rollout", shard=shard.index, turn=turn),
         config={
-            **sampling.config.model_dump(mode="json", exclude={"prompts", "shards", "max_turns"}),
+            **sampling.config.model_dump(
+                mode="json", exclude={"prompts", "shards", "max_turns", "stale"}
+            ),
             **shard.model_dump(),
             "turn": turn,
         },

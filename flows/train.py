@@ -107,20 +107,39 @@ def training(
     begin = branched_at(place)
     if begin is None:
         begin, first = 0, start(place.at(0), config)
-        policy = first
-        evaluate_policy(place.at(0), policy, first, problems, config)
+        policies = {0: first}
+        evaluate_policy(place.at(0), first, first, problems, config)
     else:
         store = place.open()
-        first, policy = (stored_policy(store, place.run, number) for number in (0, begin))
-    for iteration in range(begin + 1, config.iterations + 1):
+        held = {0, begin, sampler_of(begin + 1, config)}
+        policies = {number: stored_policy(store, place.run, number) for number in held}
+        first = policies[0]
+
+    def roll_out(iteration: int) -> tuple[TableRef, list[Chain]]:
         here = place.at(iteration)
         prompts = ask(here, first, problems, config)
-        chains = submit_rollout(here, prompts, policy, first, config)
-        policy = learn(here, prompts, chains, policy, config)
+        sampler = policies[sampler_of(iteration, config)]
+        return prompts, submit_rollout(here, prompts, sampler, first, config)
+
+    ahead: tuple[TableRef, list[Chain]] | None = None
+    for iteration in range(begin + 1, config.iterations + 1):
+        here = place.at(iteration)
+        rolled_out, advantages = credit(here, *(ahead or roll_out(iteration)), config)
+        is_last = iteration == config.iterations
+        # Submitted once nothing of this iteration waits for a thread any more.
+        ahead = roll_out(iteration + 1) if config.rollout.stale and not is_last else None
+        policies[iteration] = update_policy(
+            here, rolled_out, advantages, policies[iteration - 1], config
+        )
         if is_evaluated(iteration, config):
-            evaluate_policy(here, policy, first, problems, config)
+            evaluate_policy(here, policies[iteration], first, problems, config)
         on_iteration(here)
-    return policy
+    return policies[max(policies)]
+
+
+def sampler_of(iteration: int, config: RunConfig) -> int:
+    """Returns the iteration whose policy samples the rollout of an iteration."""
+    return max(iteration - (2 if config.rollout.stale else 1), 0)
 
 
 def branched_at(place: Place) -> int | None:
@@ -257,19 +276,18 @@ def submit_rollout(
     return chains
 
 
-def learn(
-    place: Place,
-    prompts: TableRef,
-    chains: Sequence[Chain],
-    policy: CheckpointRef,
-    config: RunConfig,
-) -> CheckpointRef:
-    """Scores and shapes the turns, shard by shard, credits them, and updates the policy."""
+def credit(
+    place: Place, prompts: TableRef, chains: Sequence[Chain], config: RunConfig
+) -> tuple[Trajectories, StageOutput]:
+    """Scores and shapes the turns, shard by shard, and credits them.
+
+    Returns:
+        References to the whole rollout, and its advantages.
+    """
     rewards = submit_rewards(place, prompts, chains, config)
     shaped = submit_shaping(place, chains, rewards, config)
     rolled_out, shaped = gathered(prompts, chains, rewards, shaped)
-    advantages = advantages_task(place, shaped, config.advantages)
-    return update_policy(place, rolled_out, advantages, policy, config)
+    return rolled_out, advantages_task(place, shaped, config.advantages)
 
 
 def submit_rewards(

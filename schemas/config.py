@@ -89,6 +89,9 @@ class RolloutConfig(Section):
     """Share of probability that is sampled from, the likeliest tokens first."""
     top_k: int = Field(0, ge=0)
     """Most tokens that are sampled from; 0 for all."""
+    stale: bool = False
+    """Whether an iteration is sampled while the one before is still learned from, with the policy
+    before that."""
 
 
 class ExecutionConfig(Section):

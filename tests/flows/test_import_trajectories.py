@@ -16,6 +16,7 @@ from flows.events import StageEvent, listening
 from flows.foreign_runs import TrajectoryFile, import_file
 from flows.rerun import check_source, rerun
 from flows.sessions import branch_config, refuse_imported, session
+from schemas.config import RunConfig
 from schemas.errors import ConfigError, StoreError, TrajectoryFileError
 from stages.turn_rewards import score_turns
 from storage import RunParent, Store, open_table
@@ -208,15 +209,15 @@ def test_what_needs_a_policy_or_log_probabilities_is_refused(
 ) -> None:
     place = Place(store=credited.url, run=run, iteration=1)
     with pytest.raises(ConfigError, match="without log-probabilities of sampling"):
-        check_source(credited, place, Scope.of(stage))
+        check_source(credited, place, Scope.of(stage), RunConfig())
 
 
 def test_a_rerun_that_would_end_in_an_update_is_refused(store: Store, path: Path) -> None:
     take_in(store, path)
     place = Place(store=store.url, run="theirs", iteration=1)
     with pytest.raises(ConfigError, match="--until advantages"):
-        check_source(store, place, Scope.of("turn_rewards"))
-    check_source(store, place, Scope.of("turn_rewards", "advantages"))
+        check_source(store, place, Scope.of("turn_rewards"), RunConfig())
+    check_source(store, place, Scope.of("turn_rewards", "advantages"), RunConfig())
 
 
 def test_a_sampled_run_is_not_taken_for_an_imported_one(trained: Path) -> None:

@@ -14,6 +14,7 @@ from flows.catalogue import ORDER, Scope
 from flows.events import StageEvent, listening
 from flows.rerun import check_source, rerun
 from flows.sessions import branch_config, branch_name, session
+from schemas.config import RunConfig
 from schemas.errors import ConfigError, StoreError
 from schemas.tables import TURN_KEY
 from storage import RunParent, Store, open_table
@@ -287,7 +288,7 @@ def test_rerun_refuses_a_source_that_lacks_a_stage_before_it(trained: Path) -> N
     opened = Store.open(trained)
     place = Place(store=opened.url, run=branch, iteration=1)
     with pytest.raises(StoreError, match=f"run {branch} holds no advantages of iteration 1"):
-        check_source(opened, place, Scope.of("optimisation"))
+        check_source(opened, place, Scope.of("optimisation"), RunConfig())
 
 
 def test_an_evaluation_without_its_policy_is_refused(trained: Path) -> None:
@@ -295,7 +296,7 @@ def test_an_evaluation_without_its_policy_is_refused(trained: Path) -> None:
     opened = Store.open(trained)
     place = Place(store=opened.url, run=branch, iteration=2)
     with pytest.raises(StoreError, match=f"run {branch} holds no policy of iteration 2"):
-        check_source(opened, place, Scope.of("evaluation"))
+        check_source(opened, place, Scope.of("evaluation"), RunConfig())
 
 
 def test_a_refused_evaluation_changes_no_record(cli: Cli, trained: Path) -> None:
