@@ -49,7 +49,8 @@ It is executed, and what it prints is shown to you:
 State the final answer in the end:
 <answer>\boxed{42}</answer>
 
-Problem: """
+Problem:
+"""
 """What the policy is told before the problem."""
 TAGS = ("<code>", "</code>", "<interpreter>", "</interpreter>", "<answer>", "</answer>")
 _CLOSING = re.compile("</code>|</answer>")

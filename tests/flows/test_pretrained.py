@@ -11,9 +11,18 @@ from small_runs import SMALL, Cli, sets
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.smollm2 import converted
+from schemas.config import DialogueFormat, ExecutionConfig, RolloutConfig
+from schemas.tables import Problems, Turns
 from stages.dialogue import make_dialogue
+from stages.execution import execute_turns
+from stages.execution.sandbox import SandboxExecutor
+from stages.prompts import make_prompts
+from stages.rollout import roll_out_turn
+from stages.rollout.transformers_engine import TransformersEngine
 from storage import open_table
+from storage.checkpoints import load_policy
 from tests.stages.dialogue.chat_tokenizers import CHATML, chat_tokenizer
+from tests.stages.rollout.rollout_policies import recomputed_logprobs, turns_of
 
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k_train.jsonl"
 SMOLLM2 = Path(
@@ -121,3 +130,39 @@ def test_a_pretrained_model_is_rolled_out_on_published_problems(
     assert turns["token_ids"].list.len().min() > 0
     ended = turns.filter(pl.col("token_ids").list.last() == tokenizer.eos_token_id)
     assert set(ended["finish_reason"]) <= {"end", "answer"}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("name", ["chat", "text"])
+def test_a_pretrained_model_goes_on_from_what_its_code_printed(name: DialogueFormat) -> None:
+    model, tokenizer = load_policy(smollm2())
+    dialogue = make_dialogue(name, tokenizer)
+    problem = {"task_id": "a", "problem": "What is 4817 * 23?", "answer": "110791", "source": "t"}
+    prompts = make_prompts(
+        Problems.validate(pl.DataFrame([problem | {"level": None}]), cast=True),
+        encode=dialogue.encode_prompts,
+    )
+    (call,) = dialogue.encode_turns(["I compute it.<code>print(4817 * 23)</code>"])
+    said = turns_of({("a", 0, 0): (call, [-0.5] * len(call))})
+    said = Turns.validate(said.with_columns(code=pl.lit("print(4817 * 23)")))
+    shown = execute_turns(
+        said,
+        executor=SandboxExecutor(ExecutionConfig()),
+        config=ExecutionConfig(),
+        encode_observation=dialogue.encode_observations,
+    )
+    sampled = roll_out_turn(
+        prompts,
+        said,
+        shown,
+        engine=TransformersEngine(model, tokenizer, policy_version=0),
+        dialogue=dialogue,
+        config=RolloutConfig(samples=1, max_turn_tokens=40, temperature=0.0),
+        seed=0,
+        turn_index=1,
+    ).row(0, named=True)
+    context = [*prompts["prompt_token_ids"][0], *call, *shown["observation_token_ids"][0]]
+    scored = recomputed_logprobs(model, context, sampled["token_ids"], 0.0)
+    assert torch.allclose(scored, torch.tensor(sampled["logprobs"]), atol=1e-3)
+    assert "110791" in sampled["text"].replace(",", "")

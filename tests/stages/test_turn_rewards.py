@@ -60,6 +60,7 @@ def test_the_final_answer_is_that_of_the_last_turn() -> None:
     [
         ({"parse_error": "unclosed_code"}, -0.1),
         ({"parse_error": "empty_code"}, -0.1),
+        ({"parse_error": "malformed_call"}, -0.1),
         ({"parse_error": "syntax_error", "code": "print("}, -0.1),
         ({"parse_error": "unclosed_answer"}, 0.0),
         ({"code": "print(1)"}, 0.0),
@@ -94,7 +95,7 @@ def test_a_later_turn_without_call_is_not_penalised() -> None:
     assert score(CODE, RIGHT)["no_tool"].to_list() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("error", ["unclosed_code", "empty_code"])
+@pytest.mark.parametrize("error", ["unclosed_code", "empty_code", "malformed_call"])
 def test_a_failed_first_call_pays_for_its_form_only(error: str) -> None:
     assert score({"parse_error": error}).select("format", "no_tool").row(0) == (-0.1, 0.0)
 
