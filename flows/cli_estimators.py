@@ -57,9 +57,12 @@ def compare_estimators(
     console = Console()
     for name, reason in compared.left_out.items():
         console.print(f"{name} is left out: {reason}", markup=False, highlight=False)
+    chosen = None if group is None else compared.group(group)
     console.print(_summary(compared))
-    if group is not None:
-        console.print(_group(compared.group(group), compared.names, console.width))
+    if not any(compared.summary["credited"].fill_null(0)):
+        console.print("no turn is credited: every group has one trajectory, or equal outcomes")
+    if chosen is not None:
+        console.print(_group(chosen, compared.names, console.width))
     if to is not None:
         write_frame(compared.credit, to)
         console.print(f"rows    {to}", markup=False, highlight=False, soft_wrap=True)
@@ -75,7 +78,8 @@ def _summary(compared: "SideBySide") -> Table:
     from flows.compare import spans
 
     turns = compared.credit.height
-    title = f"{compared.run}, iterations {spans(compared.iterations)}, {turns} turns"
+    word = "iteration" if len(compared.iterations) == 1 else "iterations"
+    title = f"{compared.run}, {word} {spans(compared.iterations)}, {turns} turns"
     table = Table(title=title, title_justify="left", box=None)
     heads = {
         "credited": "credited",

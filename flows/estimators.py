@@ -57,7 +57,11 @@ class SideBySide:
         """
         rows = self.credit.filter(pl.col("task_id") == task_id)
         if rows.is_empty():
-            raise StoreError(f"run {self.run} has no group {task_id} in these iterations")
+            some = self.credit["task_id"].unique(maintain_order=True).head(3).to_list()
+            raise StoreError(
+                f"run {self.run} has no group {task_id} in these iterations; it has "
+                f"{', '.join(some)} and others"
+            )
         return rows.filter(pl.col("iteration") == pl.col("iteration").max())
 
 
@@ -124,7 +128,7 @@ def draw_estimators(compared: SideBySide, path: Path) -> None:
             place.set(title=f"{outcome} trajectories", xlabel=label, ylabel="mean advantage")
             place.axhline(0, color="grey", linewidth=0.6)
             place.grid(alpha=0.3)
-            place.xaxis.set_major_locator(MaxNLocator(integer=True))
+            place.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, labels_shown = axes["right turn_index"].get_legend_handles_labels()
     figure.legend(handles, labels_shown, loc="outside lower center", ncols=6, fontsize=8)
     pairs = agreement(compared.credit, combinations(compared.names, 2))

@@ -29,6 +29,20 @@ def _with_nulls(**columns: pl.DataType) -> Upgrade:
     )
 
 
+def _with_zeros(*components: str) -> Upgrade:
+    """Returns a step that adds components which were no part of the total: worth nothing.
+
+    One that a file holds already keeps its values: then it was stored before its version was
+    raised, and is a part of the total.
+    """
+
+    def step(rows: pl.LazyFrame) -> pl.LazyFrame:
+        missing = set(components) - set(rows.collect_schema().names())
+        return rows.with_columns(pl.lit(0.0).alias(name) for name in sorted(missing))
+
+    return step
+
+
 UPGRADES: dict[str, dict[int, Upgrade]] = {
     "turns": {
         # All of the distribution was sampled from then, and calls could not be malformed.
@@ -39,10 +53,8 @@ UPGRADES: dict[str, dict[int, Upgrade]] = {
         )
     },
     "turn_rewards": {
-        1: lambda rows: _with_nulls(state=pl.Int32(), grading_method=_METHODS)(rows).with_columns(
-            # They were no part of the total then: worth nothing.
-            pl.lit(0.0).alias(name)
-            for name in ("execution_error", "void_turn", "overlong")
+        1: lambda rows: _with_zeros("execution_error", "void_turn", "overlong")(
+            _with_nulls(state=pl.Int32(), grading_method=_METHODS)(rows)
         )
     },
     "shaped_rewards": {1: _with_nulls(state=pl.Int32())},

@@ -63,6 +63,7 @@ NOT_UNITS = (
     "crores?|dozens|squared|cubed|factorial|roots?|choose|is|are|not|below|above"
 )
 """Words after a number that are no unit, as alternatives of a pattern."""
+_NO_UNIT = re.compile(NOT_UNITS, re.IGNORECASE)
 _SHORT_UNITS = "mm|cm|dm|km|ft|in|yd|mi|mg|kg|lbs?|oz|ml|mL|hrs?|min|secs?|mph|kph"
 _POWER = r"(?:\s*\^\s*\{?\s*[23]\s*\}?)?"
 _PER = rf"(?:\s*(?:/|per)\s*(?:[A-Za-z]{{2,}}|[smhd]){_POWER})?"
@@ -151,10 +152,15 @@ def _read_digits(body: str) -> tuple[Fraction, int | None, int] | None:
 
 def _read_words(text: str) -> Number | None:
     """Returns the number that words spell, with at most a unit after them."""
-    words, _, unit = text.rpartition(" ")
-    known = _unit_name(unit)
-    value = spelled_integer(words if known else text)
-    return None if value is None else Number(Fraction(value), 0, 1, False, known)
+    percent = _PERCENT.search(text)
+    if percent is not None:
+        text = text[: percent.start()]
+    value, unit = spelled_integer(text), None
+    if value is None and percent is None:
+        words, _, last = text.rpartition(" ")
+        if words and _NO_UNIT.fullmatch(last) is None and spelled_integer(last) is None:
+            value, unit = spelled_integer(words), _unit_name(last)
+    return None if value is None else Number(Fraction(value), 0, 1, percent is not None, unit)
 
 
 def _without_unit(body: str) -> tuple[str, str | None]:

@@ -22,6 +22,7 @@ _CHARACTERS = str.maketrans(
         "\u00f7": "/",
         "\u2044": "/",
         "\u00b1": "\\pm ",
+        "\u2248": " ",
         "\u2264": "\\le ",
         "\u2265": "\\ge ",
         "\u2260": "\\ne ",
@@ -43,6 +44,10 @@ _LEAD = re.compile(
     r"(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+)?answer\s*(?:is\b|[:=])\s*:?\s*",
     re.IGNORECASE,
 )
+_MATH_FIRST = re.compile(
+    r"(?:\$(?![\s$])([^$]*[^\s$])\$|\\\((.+?)\\\))(?=\s*(?:\\text|[A-Za-z]))", re.S
+)
+"""What stands before a unit, such as `$5$ km`."""
 _WRAPPED = [
     re.compile(r"\$\$([^$]+)\$\$", re.S),
     re.compile(r"\$([^$]+)\$", re.S),
@@ -92,6 +97,8 @@ def normalise(text: str) -> str:
     text = _with_powers((text if boxed is None else boxed).strip()).translate(_CHARACTERS).strip()
     if lead := _LEAD.match(text):
         text = text[lead.end() :]
+    if text.startswith(("$", "\\(")) and (math := _MATH_FIRST.match(text)):
+        text = (math[1] or math[2]) + text[math.end() :]
     if _MARKED_UP.search(text):
         for pattern, replacement in _REPLACED:
             text = pattern.sub(replacement, text)

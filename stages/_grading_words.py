@@ -15,6 +15,7 @@ _POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "tril
 def spelled_integer(text: str) -> int | None:
     """Returns the integer that words spell, such as `minus one hundred and five`, else None."""
     words = re.split(r"[\s-]+", text.casefold())
+    words[:1] = ["one"] if words[0] in ("a", "an") and len(words) > 1 else words[:1]
     sign = 1
     if words[0] in ("minus", "negative"):
         sign, words = -1, words[1:]

@@ -98,6 +98,11 @@ def scan_errors(what: str) -> Iterator[None]:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).partition("\n")[0]
+        if isinstance(error, pl.exceptions.ColumnNotFoundError):
+            raise StoreError(
+                f"cannot read {what}: {reason}; if its schema got this column, its version must go "
+                "up in schemas.tables, with a step in schemas.upgrades"
+            ) from error
         raise StoreError(
             f"cannot read {what}: {reason}; it may have been replaced meanwhile: do the same again"
         ) from error

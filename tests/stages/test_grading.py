@@ -39,6 +39,13 @@ def is_equal(prediction: str, answer: str) -> bool | None:
 
 
 RIGHT = [
+    (r"$\frac{3}{4}$ cup", "0.75"),
+    ("$1,000$ people", "1000"),
+    (r"\(5\) km", "5 kilometers"),
+    ("five apples", "5"),
+    ("a hundred", "100"),
+    ("ten percent", "0.1"),
+    ("\u22486", "6"),
     ("twenty-one", "21"),
     ("one hundred and five thousand", "105000"),
     ("nineteen hundred", "1900"),
@@ -146,6 +153,11 @@ RIGHT = [
     (r"\displaystyle\frac12", "1/2"),
 ]
 WRONG = [
+    ("$5$ km", "5 m"),
+    (r"\(5\) kg", "5 g"),
+    ("five or", "5"),
+    ("one two", "1"),
+    ("ten percent", "11"),
     ("60 mph", "60 km/h"),
     ("12 cm^2", "12 cm^3"),
     ("12 cm^2", "12 cm"),
