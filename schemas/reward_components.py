@@ -1,8 +1,8 @@
 """Optional components of the turn reward: each is one class, its settings and one expression.
 
 A class here and its line in `RewardComponents` make a new component: it becomes a section of the
-settings (`turn_rewards.components.NAME`), a column of `turn_rewards`, a term of `total` and a part of
-the fingerprint. By default each is worth 0. As the table has a column more, raise its version in
+settings (`turn_rewards.components.NAME`), a column of `turn_rewards`, a term of `total` and a part
+of the fingerprint. By default each is worth 0. As the table has a column more, raise its version in
 `schemas.tables.TABLES`, before anything is stored, and give older rows a 0 in `schemas.upgrades`;
 the tests say so too, and which rows of the documentation are missing.
 

@@ -45,7 +45,7 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _MATH_FIRST = re.compile(
-    r"(?:\$(?![\s$])([^$]*[^\s$])\$|\\\((.+?)\\\))(?=\s*(?:\\text|[A-Za-z]))", re.S
+    r"\A(?:\$(?![\s$])([^$]*[^\s$])\$|\\\((.+?)\\\))(?=\s*(?:\\text|[A-Za-z]))", re.S
 )
 """What stands before a unit, such as `$5$ km`."""
 _WRAPPED = [
@@ -97,8 +97,7 @@ def normalise(text: str) -> str:
     text = _with_powers((text if boxed is None else boxed).strip()).translate(_CHARACTERS).strip()
     if lead := _LEAD.match(text):
         text = text[lead.end() :]
-    if text.startswith(("$", "\\(")) and (math := _MATH_FIRST.match(text)):
-        text = (math[1] or math[2]) + text[math.end() :]
+    text = _MATH_FIRST.sub(lambda math: math[1] or math[2], text, count=1)
     if _MARKED_UP.search(text):
         for pattern, replacement in _REPLACED:
             text = pattern.sub(replacement, text)
