@@ -239,3 +239,10 @@ def test_turns_of_schema_1_keep_their_parse_errors() -> None:
         .with_columns(parse_error=pl.lit("empty_code", pl.Enum(known)))
     )
     assert upgraded("turns", 1, old.lazy()).collect()["parse_error"].to_list() == ["empty_code"]
+
+
+def test_a_component_that_a_file_holds_already_keeps_its_values() -> None:
+    columns = {n: t for n, t in pl.Schema(TurnRewards).items() if n != "void_turn"}
+    row = dict.fromkeys(columns) | {"overlong": -0.5}
+    read = upgraded("turn_rewards", 1, pl.LazyFrame([row], schema=columns)).collect()
+    assert read.select("overlong", "void_turn").rows() == [(-0.5, 0.0)]
