@@ -117,7 +117,8 @@ def _group(rows: "pl.DataFrame", names: Any, width: int) -> Table:
     for name in names:
         table.add_row(name, *(_number(value) for value in shown[name]))
     if shown.height < rows.height:
-        table.caption = f"{table.caption}; {rows.height - shown.height} more turns in --to"
+        more = rows.height - shown.height
+        table.caption = f"{table.caption}; {more} more turns in a wider terminal, or in --to"
     return table
 
 

@@ -105,6 +105,8 @@ _UNITS = {
         "km/hour": "kph",
         "degree": "degree",
         "radian": "radian rad",
+        "celsius": "celsius",
+        "fahrenheit": "fahrenheit",
     }.items()
     for alias in aliases.split()
 }

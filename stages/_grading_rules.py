@@ -149,6 +149,9 @@ def _decide_forms(ours: Answer, gold: Answer) -> Decision | None:
     # math-verify adds numbers in a row, as in mixed fractions: "5 6" would equal 11.
     if gold.number is not None and _SEVERAL_NUMBERS.search(ours.text):
         return different
+    # math-verify takes a tuple or an interval for the set of its ends.
+    if {_brackets(ours.text), _brackets(gold.text)} == {"set", "tuple"}:
+        return different
     digits, base = digits_and_base(ours.text)
     gold_digits, gold_base = digits_and_base(gold.text)
     if base or gold_base:
@@ -160,6 +163,15 @@ def _decide_forms(ours: Answer, gold: Answer) -> Decision | None:
     if names != gold_names and {n.lower() for n in names} == {n.lower() for n in gold_names}:
         return different
     return None
+
+
+def _brackets(text: str) -> str | None:
+    """Returns whether several elements stand in braces, or in other brackets; else None."""
+    if "," not in text:
+        return None
+    if text.startswith("\\{") and text.endswith("\\}"):
+        return "set"
+    return "tuple" if text.startswith(("(", "[")) and text.endswith((")", "]")) else None
 
 
 def _variables(text: str) -> set[str]:

@@ -58,6 +58,7 @@ _WRAPPED = [
     re.compile(r"\{([^{}]*)\}", re.S),
     re.compile(r"=\s*([^=]+)", re.S),
 ]
+_DEGREE = r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\u00b0|\\degree(?![A-Za-z])"
 _REPLACED = [
     (
         re.compile(r"\\(?:textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)(?=\s*\{)"),
@@ -73,7 +74,9 @@ _REPLACED = [
     (re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d)(?!\d)", re.A), r"\1{\2}"),
     (re.compile(r"\\sqrt\s*(\d+|[a-z](?![A-Za-z]))", re.A), r"\\sqrt{\1}"),
     (re.compile(r"\u221a\s*(?:(\d+|[a-z])|\(([^()]*)\)|\{([^{}]*)\})", re.A), r"\\sqrt{\1\2\3}"),
-    (re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\u00b0|\\degree(?![A-Za-z])"), ""),
+    (re.compile(rf"(?:{_DEGREE})\s*(?:\\text\s*\{{\s*)?C(?![A-Za-z])\s*\}}?"), " celsius"),
+    (re.compile(rf"(?:{_DEGREE})\s*(?:\\text\s*\{{\s*)?F(?![A-Za-z])\s*\}}?"), " fahrenheit"),
+    (re.compile(_DEGREE), ""),
     (re.compile(r"_\s*\{\s*\(?(?:\\text\s*\{)?\s*(\w+)\s*\}?\)?\s*\}"), r"_\1"),
     (re.compile(r"\\leq(?![A-Za-z])|\\leqslant(?![A-Za-z])|<="), r"\\le "),
     (re.compile(r"\\geq(?![A-Za-z])|\\geqslant(?![A-Za-z])|>="), r"\\ge "),
@@ -276,6 +279,7 @@ _COSTLY = re.compile(
 
 def as_latex(text: str) -> str:
     """Returns what Python and sympy print (`x**10`, `pi`, `sqrt(2)`) as LaTeX."""
+    text = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?!\w)", r"\1\\times 10^{\2}", text)
     text = re.sub(r"\*\*\s*(\([^()]*\)|-?[\w.]+)", r"^{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text)
     return re.sub(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|log|ln|exp)(?=\s*\()", r"\\\1", text)

@@ -39,6 +39,12 @@ def is_equal(prediction: str, answer: str) -> bool | None:
 
 
 RIGHT = [
+    ("1e3", "10^3"),
+    ("10^9", "1e9"),
+    ("20\u00b0C", "20"),
+    (r"20^\circ \text{C}", "20 degrees Celsius"),
+    ("$18$ dollars", "18"),
+    (r"\{2,1\}", r"\{1,2\}"),
     (r"$\frac{3}{4}$ cup", "0.75"),
     ("$1,000$ people", "1000"),
     (r"\(5\) km", "5 kilometers"),
@@ -153,6 +159,9 @@ RIGHT = [
     (r"\displaystyle\frac12", "1/2"),
 ]
 WRONG = [
+    ("(2,1)", r"\{1,2\}"),
+    (r"\{0,1\}", "(0,1)"),
+    ("20\u00b0C", "20\u00b0F"),
     ("$5$ km", "5 m"),
     (r"\(5\) kg", "5 g"),
     ("five or", "5"),
