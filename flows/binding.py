@@ -177,13 +177,13 @@ def freeze_code() -> None:
     its fingerprints: else results of the old code would be kept under the new one's name.
     """
     for stage in STAGES:
-        _code(stage)
+        _code(stage, ())
     for modules in ENGINE_MODULES.values():
         _code("rollout", modules)
 
 
 @lru_cache
-def _code(stage: str, more: tuple[str, ...] = ()) -> dict[str, str]:
+def _code(stage: str, more: tuple[str, ...]) -> dict[str, str]:
     closure: dict[str, str] = {}
     for module in (*STAGES[stage].code, *more):
         if module.startswith("storage."):

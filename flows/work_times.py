@@ -30,7 +30,9 @@ class WorkTimer:
         self._ended_at = datetime.now(UTC)
 
     def row(self, shard: int, turn_index: int, token_ids: pl.Series) -> dy.DataFrame[WorkTimes]:
-        """Returns the row of a stage run.
+        """Returns the row of a stage run; none where there was nothing to do.
+
+        Stage runs without turns are alike, whatever shard they are of, and share a result.
 
         Args:
             shard: Its shard.
@@ -47,7 +49,7 @@ class WorkTimer:
                 "tokens": [int(token_ids.list.len().sum())],
             }
         )
-        return WorkTimes.validate(frame, cast=True)
+        return WorkTimes.validate(frame.filter(pl.col("turns") > 0), cast=True)
 
 
 def work_times(
@@ -71,7 +73,7 @@ def work_times(
     """
     parts = [
         open_table(store, run, f"{work}_times", split=split)
-        .filter(pl.col("iteration") == iteration, pl.col("turns") > 0)
+        .filter(pl.col("iteration") == iteration)
         .with_columns(work=pl.lit(work))
         .collect()
         for work in WORK

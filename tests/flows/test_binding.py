@@ -93,7 +93,7 @@ def test_edited_code_of_a_stage_computes_again(
 
     calls: list[int] = []
     run(place, calls)
-    monkeypatch.setattr(flows.binding, "_code", lambda stage: {"stages.x": "edited"})
+    monkeypatch.setattr(flows.binding, "_code", lambda stage, more: {"stages.x": "edited"})
     run(place, calls)
     assert len(calls) == 2
 
@@ -121,7 +121,7 @@ def test_broken_schema_is_refused_by_column(place: Place) -> None:
 def test_code_of_every_stage_is_found(stage: str) -> None:
     from flows.binding import _code
 
-    assert set(STAGES[stage].code) <= set(_code(stage))
+    assert set(STAGES[stage].code) <= set(_code(stage, ()))
 
 
 def test_rows_that_break_their_schema_are_told_in_one_line_that_names_the_stage_run(

@@ -35,9 +35,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def stale_after(edit: Callable[[], Any]) -> set[str]:
     code = flows.binding._code.__wrapped__  # not what was kept of the sources before
-    before = {stage: code(stage) for stage in STAGES}
+    before = {stage: code(stage, ()) for stage in STAGES}
     edit()
-    return {stage for stage in STAGES if code(stage) != before[stage]}
+    return {stage for stage in STAGES if code(stage, ()) != before[stage]}
 
 
 def in_class(name: str, line: str) -> tuple[str, str]:
@@ -71,7 +71,7 @@ def in_class(name: str, line: str) -> tuple[str, str]:
         ("schemas/config.py", *in_class("EvaluationConfig", "x: int = 1"), set()),
         ("schemas/config.py", *in_class("RunConfig", "x: int = 1"), set()),
         ("schemas/reward_components.py", r"penalty \* share", "penalty * share**2", SCORED),
-        ("schemas/config.py", *in_class("ComputeConfig", "x: int = 1"), STARTING),
+        ("schemas/config.py", *in_class("ComputeConfig", "x: int = 1"), {"cold_start"}),
     ],
 )
 def test_edit_makes_stale_exactly_the_stages_that_depend_on_it(

@@ -168,7 +168,9 @@ def test_rerun_takes_rollouts_over_although_their_code_changed(
 
     real = flows.binding._code
     edited = {"rollout": {"stages.rollout": "edited"}, "execution": {"stages": "edited"}}
-    monkeypatch.setattr(flows.binding, "_code", lambda stage: edited.get(stage) or real(stage))
+    monkeypatch.setattr(
+        flows.binding, "_code", lambda stage, more: edited.get(stage) or real(stage, more)
+    )
     events: list[StageEvent] = []
     with listening(events.append):
         rerun_stage(trained, "turn_rewards", 1, ["no_tool_penalty=-0.3"])

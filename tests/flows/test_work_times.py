@@ -42,6 +42,7 @@ def test_a_timer_notes_what_was_done_between() -> None:
         pass
     row = timer.row(1, 2, pl.Series([[5, 6], [7]], dtype=pl.List(pl.Int32)))
     assert row.select("shard", "turn_index", "turns", "tokens").rows() == [(1, 2, 2, 3)]
+    assert timer.row(1, 2, pl.Series([], dtype=pl.List(pl.Int32))).is_empty()
     assert before <= row["began_at"][0] <= row["ended_at"][0] <= datetime.now(UTC)
 
 
