@@ -57,6 +57,7 @@ bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
 	$(VENV)/bin/python benchmarks/throughput.py
 	$(VENV)/bin/python benchmarks/orchestration.py
 	$(VENV)/bin/python benchmarks/store.py
+	$(VENV)/bin/python -m benchmarks.overlap
 	$(VENV)/bin/python -m benchmarks.execution
 	$(VENV)/bin/python -m benchmarks.similarity
 	$(VENV)/bin/python -m benchmarks.grading
