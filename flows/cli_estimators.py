@@ -13,9 +13,8 @@ from flows.cli_options import (
     StoreOption,
     check_output,
     chosen_run,
-    write_frame,
+    write_outputs,
 )
-from schemas.errors import TurnledgerError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -63,15 +62,7 @@ def compare_estimators(
         console.print("no turn is credited: every group has one trajectory, or equal outcomes")
     if chosen is not None:
         console.print(_group(chosen, compared.names, console.width))
-    if to is not None:
-        write_frame(compared.credit, to)
-        console.print(f"rows    {to}", markup=False, highlight=False, soft_wrap=True)
-    if figure is not None:
-        try:
-            draw_estimators(compared, figure)
-        except OSError as error:
-            raise TurnledgerError(f"{figure} cannot be written: {error.strerror}") from error
-        console.print(f"figure  {figure}", markup=False, highlight=False, soft_wrap=True)
+    write_outputs(console, compared.credit, to, figure, lambda at: draw_estimators(compared, at))
 
 
 def _summary(compared: "SideBySide") -> Table:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from schemas.errors import ConfigError, StoreError, TurnledgerError
 
 if TYPE_CHECKING:
     import polars as pl
+    from rich.console import Console
 
     from schemas.config import RunConfig
     from storage import Store
@@ -158,3 +160,33 @@ def write_frame(frame: "pl.DataFrame", path: Path) -> None:
         path.write_bytes(content.getvalue())
     except OSError as error:
         raise TurnledgerError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def write_outputs(
+    console: "Console",
+    frame: "pl.DataFrame",
+    to: Path | None,
+    figure: Path | None,
+    draw: Callable[[Path], None],
+) -> None:
+    """Writes the files that a user asked for, and says where they are.
+
+    Args:
+        console: Where it is said.
+        frame: Rows for `to`.
+        to: Parquet file; null where none is asked for.
+        figure: PNG file; null likewise.
+        draw: Draws the figure into a file.
+
+    Raises:
+        TurnledgerError: If one cannot be written.
+    """
+    if to is not None:
+        write_frame(frame, to)
+        console.print(f"rows    {to}", markup=False, highlight=False, soft_wrap=True)
+    if figure is not None:
+        try:
+            draw(figure)
+        except OSError as error:
+            raise TurnledgerError(f"{figure} cannot be written: {error.strerror}") from error
+        console.print(f"figure  {figure}", markup=False, highlight=False, soft_wrap=True)

@@ -13,9 +13,8 @@ from flows.cli_options import (
     StoreOption,
     check_output,
     chosen_run,
-    write_frame,
+    write_outputs,
 )
-from schemas.errors import TurnledgerError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -57,15 +56,7 @@ def timeline(
     title = f"{name}, rollout {split} {iteration}, {seconds:.1f} s"
     console = Console()
     console.print(_shares(utilisation(times), title))
-    if to is not None:
-        write_frame(times, to)
-        console.print(f"rows    {to}", markup=False, highlight=False, soft_wrap=True)
-    if figure is not None:
-        try:
-            draw_timeline(times, title, figure)
-        except OSError as error:
-            raise TurnledgerError(f"{figure} cannot be written: {error.strerror}") from error
-        console.print(f"figure  {figure}", markup=False, highlight=False, soft_wrap=True)
+    write_outputs(console, times, to, figure, lambda at: draw_timeline(times, title, at))
 
 
 def _shares(told: "pl.DataFrame", title: str) -> Table:
