@@ -82,6 +82,7 @@ def typed(
             source=pl.lit("benchmark"),
             level=pl.lit(1),
             prompt_token_ids=pl.lit([1]),
+            round=pl.lit(0),
         )
     )
     executions = (

@@ -102,6 +102,7 @@ class _Groups:
                 "source": problem.source,
                 "level": len(problem.steps),
                 "prompt_token_ids": list(range(5, 5 + len(problem.text) // 3)),
+                "round": 0,
             }
         )
         skill = self._random.uniform(0.55, 1.0)  # a problem may be hard for all of its samples

@@ -26,8 +26,9 @@ import flows.sampling_tasks
 from flows.binding import Place
 from flows.policies import stored_policy
 from flows.resources import executor_of
+from flows.rollouts import ask, shards_of, submit_rollout
 from flows.sessions import session
-from flows.train import SHARDS_AT_ONCE, ask, load_problem_sets, submit_rollout, train
+from flows.train import SHARDS_AT_ONCE, load_problem_sets, train
 from flows.work_times import draw_timeline, utilisation, work_times
 from schemas.config import ExecutionConfig, RunConfig, parse_config
 from stages.execution import Executor
@@ -51,7 +52,8 @@ def roll_out(place: Place, config: RunConfig) -> None:
     """Rolls one iteration out and does nothing else."""
     first = stored_policy(place.open(), place.run, 0)
     prompts = ask(place, first, load_problem_sets(place.at(0), config), config)
-    for chain in submit_rollout(place, prompts, first, first, config):
+    shards = shards_of(config.rollout.shards, prompts.rows)
+    for chain in submit_rollout(place, prompts, shards, first, first, config):
         for output in (*chain.turns, *chain.executions):
             output.result()
 

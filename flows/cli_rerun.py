@@ -275,7 +275,7 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
     in_place, parent, name = asked.in_place, _parent(asked), _target(asked)
     old = Place(store=opened.url, run=source, iteration=asked.iteration)
     check_source(opened, old, scope, asked.config)
-    reads = PROBLEM_PATHS if reads_problems(old, scope) else ()
+    reads = PROBLEM_PATHS if reads_problems(old, scope, asked.config) else ()
     check_inputs(
         asked.config,
         old.at(0),

@@ -45,7 +45,7 @@ from stages.turn_rewards import score_turns
 from storage.checkpoints import load_optimiser_state, load_policy, save_policy
 
 
-@stage_task("turn rewards {place.iteration} shard {shard.index}")
+@stage_task("turn rewards {place.iteration} shard {shard.number}")
 def turn_rewards_task(
     place: Place,
     shard: Shard,
@@ -55,7 +55,7 @@ def turn_rewards_task(
     config: TurnRewardsConfig,
 ) -> StageRun:
     """Scores every turn of a shard."""
-    rolled_out = Trajectories.of(prompts, turns, executions)
+    rolled_out = Trajectories.of([prompts], turns, executions)
 
     def compute() -> Produced:
         asked, said, observed = read_trajectories(place, rolled_out)
@@ -64,14 +64,14 @@ def turn_rewards_task(
 
     return StageRun(
         place=place,
-        slot=place.slot("turn_rewards", shard=shard.index),
+        slot=place.slot("turn_rewards", shard=shard.number),
         config=config.model_dump(mode="json"),
         inputs=rolled_out.inputs(),
         compute=compute,
     )
 
 
-@stage_task("similarity {place.iteration} shard {shard.index}")
+@stage_task("similarity {place.iteration} shard {shard.number}")
 def similarity_task(
     place: Place,
     shard: Shard,
@@ -98,7 +98,7 @@ def similarity_task(
 
     return StageRun(
         place=place,
-        slot=place.slot("similarity", shard=shard.index),
+        slot=place.slot("similarity", shard=shard.number),
         config=config.model_dump(mode="json", exclude={"embedding_path"}),
         inputs={**numbered("turns", said), "turn_rewards": turn_rewards, **model},
         libraries=MEASURE_LIBRARIES.get(config.measure, ()),

@@ -6,9 +6,7 @@ branch holds all that it builds on, so it can be trained on, exported, and outli
 which stays as it is.
 """
 
-import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
@@ -21,23 +19,33 @@ from flows.compare import diff
 from flows.credit_tasks import advantages_task
 from flows.events import listening
 from flows.policies import stored_policy
-from flows.sampling_tasks import execution_task, rollout_task
-from flows.sessions import refuse_imported, stored_config
-from flows.task_inputs import Shard
-from flows.train import (
-    SHARDS_AT_ONCE,
+from flows.rollouts import (
     Chain,
+    ProblemSets,
     ask,
-    evaluate_policy,
     gathered,
-    load_problem_sets,
     results_of,
-    sampler_of,
     sampling_of,
-    shard_count,
+    shards_of,
     submit_rewards,
     submit_rollout,
+    submit_rounds,
     submit_shaping,
+)
+from flows.sampling_tasks import execution_task, rollout_task
+from flows.sessions import refuse_imported
+from flows.stored_rollouts import (
+    stored_chains,
+    stored_turns,
+    taken_prompts,
+    taken_shards,
+    taken_turns,
+)
+from flows.train import (
+    SHARDS_AT_ONCE,
+    evaluate_policy,
+    load_problem_sets,
+    sampler_of,
     update_policy,
 )
 from schemas.config import RunConfig
@@ -100,7 +108,7 @@ def rerun(
 def rerunning(old: Place, new: Place, scope: Scope, config: RunConfig) -> None:
     """Does the work of `rerun`, stage by stage."""
     check_source(old.open(), old, scope, config)
-    if not reads_problems(old, scope):
+    if not reads_problems(old, scope, config):
         # Training the branch needs them; their files may be gone by then.
         for was, place in ((old, new), (old.of_evaluation(), new.of_evaluation())):
             adopt(place, was.at(0).slot("problems"), place.at(0).slot("problems"))
@@ -119,9 +127,25 @@ def rerunning(old: Place, new: Place, scope: Scope, config: RunConfig) -> None:
         evaluate_policy(new, _needed(policy, old), _needed(first, old), problems, config)
 
 
-def reads_problems(old: Place, scope: Scope) -> bool:
+def reads_problems(old: Place, scope: Scope, config: RunConfig) -> bool:
     """Says whether a rerun reads the problem sets."""
-    return scope.computes("prompts") or _evaluates(old, scope)
+    return reads_training_problems(scope, config) or _evaluates(old, scope)
+
+
+def reads_training_problems(scope: Scope, config: RunConfig) -> bool:
+    """Says whether a rerun picks problems, in the first round or in further ones."""
+    asks_again = asks_rounds(scope) and config.rollout.resample_rounds > 0
+    return scope.computes("prompts") or asks_again
+
+
+def asks_rounds(scope: Scope) -> bool:
+    """Says whether a rerun asks its own further rounds: where it samples and scores.
+
+    Else those of the source are taken over as they are, also where other rewards would have
+    asked more or fewer: no turn is sampled for a changed reward rule.
+    """
+    samples = scope.computes("rollout") or scope.computes("execution")
+    return samples and scope.computes("turn_rewards")
 
 
 def _evaluates(old: Place, scope: Scope) -> bool:
@@ -180,25 +204,29 @@ def _learn_again(
     config: RunConfig,
 ) -> CheckpointRef | None:
     """Computes the stages of the scope; returns the new policy, null if it ends before."""
-    if scope.computes("prompts"):
+    problems: ProblemSets = {"train": None}
+    if reads_training_problems(scope, config):
         problems = load_problem_sets(new.at(0), config, old.at(0))
+    if scope.computes("prompts"):
         prompts = ask(new, _needed(policies[0], old), problems, config)
     else:
-        prompts = taken_over(old.slot("prompts"), new, new.slot("prompts")).tables["prompts"]
+        prompts = taken_prompts(old, new, 0)
     if not scope.needs("rollout"):
         return None
-    chains = _chains(old, new, scope, prompts, policies, config)
-    rewards: list[StageOutput] = []
+    if asks_rounds(scope):
+        sampler = _needed(policies[sampler_of(old.iteration, config)], old)
+        begun = _begun(old, new, prompts, policies, config)
+        first = _needed(policies[0], old)
+        chains, rewards = submit_rounds(new, begun, problems, sampler, first, config)
+    else:
+        chains = _chains(old, new, scope, prompts, policies, config)
+        rewards = _rewards(old, new, scope, chains, config)
     shaped: list[StageOutput] = []
-    if scope.computes("turn_rewards"):
-        rewards = submit_rewards(new, prompts, chains, config)
-    elif scope.needs("turn_rewards"):
-        rewards = _taken_shards(old, new, "turn_rewards", chains)
     if scope.computes("similarity"):
         shaped = submit_shaping(new, chains, rewards, config)
     elif scope.needs("similarity"):
-        shaped = _taken_shards(old, new, "similarity", chains)
-    rolled_out, shaped = gathered(prompts, chains, rewards, shaped)
+        shaped = taken_shards(old, new, "similarity", chains)
+    rolled_out, shaped = gathered(chains, rewards, shaped)
     if not scope.needs("advantages"):
         return None
     if scope.computes("advantages"):
@@ -211,6 +239,24 @@ def _learn_again(
     return update_policy(new, rolled_out, advantages, before, config)
 
 
+def _rewards(
+    old: Place, new: Place, scope: Scope, chains: list[Chain], config: RunConfig
+) -> list[StageOutput]:
+    """Returns the rewards of every shard, computed or taken over; none if nothing needs them."""
+    if scope.computes("turn_rewards"):
+        return submit_rewards(new, chains, config)
+    return taken_shards(old, new, "turn_rewards", chains) if scope.needs("turn_rewards") else []
+
+
+def _begun(
+    old: Place, new: Place, prompts: TableRef, policies: Policies, config: RunConfig
+) -> list[Chain]:
+    """Has the first round of a rollout made again."""
+    sampler = _needed(policies[sampler_of(old.iteration, config)], old)
+    shards = shards_of(config.rollout.shards, prompts.rows)
+    return submit_rollout(new, prompts, shards, sampler, _needed(policies[0], old), config)
+
+
 def _chains(
     old: Place,
     new: Place,
@@ -219,41 +265,40 @@ def _chains(
     policies: Policies,
     config: RunConfig,
 ) -> list[Chain]:
-    """Returns the rollout: taken over, made again as a whole, or one of its two stages alone."""
-    first, sampler = policies[0], policies[sampler_of(old.iteration, config)]
+    """Returns the rollout: taken over, begun again, or one of its two stages alone."""
     if scope.is_one_stage and scope.first == "rollout":
-        return _sampled_alone(old, new, prompts, _needed(sampler, old), config)
+        sampler = _needed(policies[sampler_of(old.iteration, config)], old)
+        return _sampled_alone(old, new, sampler, config)
     if scope.is_one_stage and scope.first == "execution":
-        return _executed_alone(old, new, _needed(first, old), config)
+        return _executed_alone(old, new, _needed(policies[0], old), config)
     if scope.computes("rollout") or scope.computes("execution"):
-        return submit_rollout(new, prompts, _needed(sampler, old), _needed(first, old), config)
-    rollout = _stored_rollout(old)
+        return _begun(old, new, prompts, policies, config)
     return [
         Chain(
-            shard,
-            _taken_turns(old, new, "rollout", shard, rollout.turns),
-            _taken_turns(old, new, "execution", shard, rollout.executions),
+            taken_prompts(old, new, stored.round_index),
+            stored.shard,
+            taken_turns(old, new, "rollout", stored.shard, stored.turns),
+            taken_turns(old, new, "execution", stored.shard, stored.turns - 1),
         )
-        for shard in rollout.shards
+        for stored in stored_chains(old)
     ]
 
 
-def _sampled_alone(
-    old: Place, new: Place, prompts: TableRef, policy: CheckpointRef, config: RunConfig
-) -> list[Chain]:
+def _sampled_alone(old: Place, new: Place, policy: CheckpointRef, config: RunConfig) -> list[Chain]:
     """Samples every turn again, each on the turns and observations that are stored before it."""
-    sampling, rollout = sampling_of(new, config), _stored_rollout(old)
+    sampling = sampling_of(new, config)
     chains = []
-    for shard in rollout.shards:
-        said = _stored_turns(old, shard, rollout.turns)
-        seen = _taken_turns(old, new, "execution", shard, rollout.executions)
+    for stored in stored_chains(old):
+        shard, prompts = stored.shard, taken_prompts(old, new, stored.round_index)
+        said = stored_turns(old, shard, stored.turns)
+        seen = taken_turns(old, new, "execution", shard, stored.turns - 1)
         turns = [
             rollout_task.submit(
                 new, shard, turn, prompts, said[:turn], seen[:turn], policy, sampling
             )
-            for turn in range(rollout.turns)
+            for turn in range(stored.turns)
         ]
-        chains.append(Chain(shard, turns, seen))
+        chains.append(Chain(prompts, shard, turns, seen))
     results_of([turn for chain in chains for turn in chain.turns])
     return chains
 
@@ -262,94 +307,25 @@ def _executed_alone(
     old: Place, new: Place, tokenizer: CheckpointRef, config: RunConfig
 ) -> list[Chain]:
     """Executes the code of every stored turn again."""
-    rollout = _stored_rollout(old)
     chains = []
-    for shard in rollout.shards:
-        said = _taken_turns(old, new, "rollout", shard, rollout.turns)
+    for stored in stored_chains(old):
+        said = taken_turns(old, new, "rollout", stored.shard, stored.turns)
         executions = [
             execution_task.submit(
                 new,
-                shard,
+                stored.shard,
                 turn,
                 said[: turn + 1],
                 tokenizer,
                 config.execution,
                 config.rollout.dialogue,
             )
-            for turn in range(rollout.executions)
+            for turn in range(stored.turns - 1)
         ]
-        chains.append(Chain(shard, said, executions))
+        prompts = taken_prompts(old, new, stored.round_index)
+        chains.append(Chain(prompts, stored.shard, said, executions))
     results_of([execution for chain in chains for execution in chain.executions])
     return chains
-
-
-@dataclass(frozen=True, slots=True)
-class _StoredRollout:
-    """The shape of a rollout that is stored whole."""
-
-    shards: list[Shard]
-    turns: int
-
-    @property
-    def executions(self) -> int:
-        """Turns whose code is executed: nobody would see what that of the last one shows."""
-        return self.turns - 1
-
-
-def _stored_rollout(old: Place) -> _StoredRollout:
-    """Returns the shape of a stored rollout, every result of which is there.
-
-    Raises:
-        StoreError: If there is no rollout, or one that was interrupted or has lost a result. What
-            builds on it would take trajectories for finished that are not.
-    """
-    store = old.open()
-    slot = old.slot("prompts")
-    manifest = store.manifest(slot)
-    if manifest is None:
-        raise StoreError(f"run {old.run} holds no rollout of iteration {old.iteration}")
-    config = stored_config(store.run_record(old.run)).rollout
-    count = shard_count(config.shards, manifest.output(slot.uri).tables["prompts"])
-    shards = [Shard(index=index, of=count) for index in range(count)]
-    rollout = _StoredRollout(shards, config.max_turns)
-    for stage, turns in (("rollout", rollout.turns), ("execution", rollout.executions)):
-        for shard, turn in itertools.product(shards, range(turns)):
-            slot = old.slot(stage, shard=shard.index, turn=turn)
-            if store.manifest(slot) is None:
-                raise StoreError(
-                    f"the rollout of iteration {old.iteration} in run {old.run} is not complete, "
-                    f"{slot.uri} is missing: `turnledger train --run {old.run}` makes it"
-                )
-    return rollout
-
-
-def _stored_turns(old: Place, shard: Shard, count: int) -> list[StageOutput]:
-    """Returns what the rollout stored for each turn of a shard, in their order."""
-    slots = [old.slot("rollout", shard=shard.index, turn=turn) for turn in range(count)]
-    manifests = [old.open().manifest(slot) for slot in slots]
-    return [m.output(slot.uri) for slot, m in zip(slots, manifests, strict=True) if m is not None]
-
-
-def _taken_turns(old: Place, new: Place, stage: str, shard: Shard, count: int) -> list[StageOutput]:
-    """Takes over what a stage stored for each turn of a shard."""
-    return [
-        taken_over(
-            old.slot(stage, shard=shard.index, turn=turn),
-            new,
-            new.slot(stage, shard=shard.index, turn=turn),
-        )
-        for turn in range(count)
-    ]
-
-
-def _taken_shards(old: Place, new: Place, stage: str, chains: list[Chain]) -> list[StageOutput]:
-    """Takes over what a stage stored for each shard."""
-    return [
-        taken_over(
-            old.slot(stage, shard=chain.shard.index), new, new.slot(stage, shard=chain.shard.index)
-        )
-        for chain in chains
-    ]
 
 
 def _needed(policy: CheckpointRef | None, place: Place) -> CheckpointRef:

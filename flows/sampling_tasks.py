@@ -5,6 +5,7 @@ stage and names what comes back.
 """
 
 import dataframely as dy
+import polars as pl
 
 from flows.binding import Place, Produced, StageRun
 from flows.catalogue import ENGINE_MODULES
@@ -16,6 +17,7 @@ from flows.task_inputs import (
     Shard,
     Trajectories,
     numbered,
+    read_prompts,
     read_trajectories,
     read_turns,
     tell_progress,
@@ -23,10 +25,17 @@ from flows.task_inputs import (
 from flows.work_times import WorkTimer
 from schemas.config import DialogueFormat, ExecutionConfig, ProblemsConfig, RunConfig
 from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
-from schemas.tables import Problems, Turns
+from schemas.tables import Problems, TurnRewards, Turns
 from stages.cold_start import start_policy
 from stages.execution import execute_turns
-from stages.prompts import embedded_problems, make_prompts, pick_problems
+from stages.prompts import (
+    embedded_problems,
+    further_embedded_problems,
+    further_groups,
+    make_prompts,
+    pick_further_problems,
+    pick_problems,
+)
 from stages.randomness import derive_seed
 from stages.rollout import roll_out_turn
 from stages.shards import take_shard
@@ -156,7 +165,57 @@ def prompts_task(
     )
 
 
-@stage_task("rollout {place.split} {place.iteration} shard {shard.index} turn {turn}")
+@stage_task("prompts {place.split} {place.iteration} round {round_index}")
+def further_prompts_task(
+    place: Place,
+    round_index: int,
+    asked: list[TableRef],
+    rewards: list[StageOutput],
+    problems: TableRef | None,
+    tokenizer: CheckpointRef,
+    config: RunConfig,
+) -> StageRun:
+    """Picks problems in place of groups that are all right or all wrong; none if enough are not.
+
+    `asked` are the prompts of all earlier rounds, `rewards` what became of them.
+    """
+    seed = derive_seed(config.seed, "further_prompts", place.iteration, round_index)
+    scored = [output.tables["turn_rewards"] for output in rewards]
+
+    def compute() -> Produced:
+        before = read_prompts(place, asked)
+        outcomes = TurnRewards.validate(pl.concat(place.open().read(ref) for ref in scored))
+        count = further_groups(outcomes, wanted=config.rollout.prompts)
+        if problems is None:
+            picked = further_embedded_problems(
+                count, before, levels=config.problems.levels, seed=seed
+            )
+        else:
+            known = Problems.validate(place.open().read(problems))
+            picked = pick_further_problems(known, count, before, seed=seed)
+        dialogue = dialogue_of(place.store, tokenizer, config.rollout.dialogue)
+        prompts = make_prompts(picked, encode=dialogue.encode_prompts, round_index=round_index)
+        return Produced(tables={"prompts": prompts})
+
+    inputs: dict[str, Ref] = {"tokenizer": tokenizer, **numbered("asked", asked)}
+    if problems is not None:
+        inputs["problems"] = problems
+    return StageRun(
+        place=place,
+        slot=place.slot("prompts", shard=round_index),
+        config={
+            "prompts": config.rollout.prompts,
+            "round": round_index,
+            "levels": list(config.problems.levels),
+            "dialogue": config.rollout.dialogue,
+        },
+        inputs={**inputs, **numbered("turn_rewards", scored)},
+        seed=seed,
+        compute=compute,
+    )
+
+
+@stage_task("rollout {place.split} {place.iteration} shard {shard.number} turn {turn}")
 def rollout_task(
     place: Place,
     shard: Shard,
@@ -168,7 +227,7 @@ def rollout_task(
     sampling: Sampling,
 ) -> StageRun:
     """Samples one turn of every open trajectory of a shard, from all that it did before."""
-    history = Trajectories.of(prompts, turns, executions)
+    history = Trajectories.of([prompts], turns, executions)
 
     def compute() -> Produced:
         asked, said, observed = read_trajectories(place, history)
@@ -192,20 +251,21 @@ def rollout_task(
             # Shards that are with a server wait there together; it batches them.
             is_served = sampling.config.engine == "vllm"
             sampled = roll_out() if is_served else on_torch_thread(sampling.compute, roll_out)
-        times = timer.row(shard.index, turn, sampled["token_ids"])
+        times = timer.row(shard.number, turn, sampled["token_ids"])
         return Produced(tables={"turns": sampled, "generation_times": times})
 
     by_engine = {"dtype": sampling.vllm.dtype} if sampling.config.engine == "vllm" else {}
     return StageRun(
         place=place,
-        slot=place.slot("rollout", shard=shard.index, turn=turn),
+        slot=place.slot("rollout", shard=shard.number, turn=turn),
         modules=ENGINE_MODULES[sampling.config.engine],
         config={
             **sampling.config.model_dump(
-                mode="json", exclude={"prompts", "shards", "max_turns", "stale"}
+                mode="json",
+                exclude={"prompts", "shards", "max_turns", "stale", "resample_rounds"},
             ),
             **by_engine,
-            **shard.model_dump(),
+            **shard.model_dump(exclude={"before"}),
             "turn": turn,
         },
         inputs={**history.inputs(), "policy": policy},
@@ -214,7 +274,7 @@ def rollout_task(
     )
 
 
-@stage_task("execution {place.split} {place.iteration} shard {shard.index} turn {turn}")
+@stage_task("execution {place.split} {place.iteration} shard {shard.number} turn {turn}")
 def execution_task(
     place: Place,
     shard: Shard,
@@ -246,12 +306,12 @@ def execution_task(
                 encode_observation=dialogue.encode_observations,
                 earlier=before,
             )
-        times = timer.row(shard.index, turn, executed["observation_token_ids"])
+        times = timer.row(shard.number, turn, executed["observation_token_ids"])
         return Produced(tables={"executions": executed, "execution_times": times})
 
     return StageRun(
         place=place,
-        slot=place.slot("execution", shard=shard.index, turn=turn),
+        slot=place.slot("execution", shard=shard.number, turn=turn),
         config={
             **config.model_dump(mode="json", exclude={"workers", "files_path", "fusion_url"}),
             "dialogue": dialogue_format,

@@ -17,12 +17,19 @@ from storage.digests import digest_of_files, file_digest
 
 
 class Shard(BaseModel):
-    """One of several parts of whole groups."""
+    """One of several parts of the groups of a round, each of whole groups."""
 
     model_config = ConfigDict(frozen=True)
 
     index: int
     of: int
+    before: int = 0
+    """Parts of earlier rounds."""
+
+    @property
+    def number(self) -> int:
+        """Its number among the shards of all rounds, from 0."""
+        return self.before + self.index
 
 
 class Sampling(BaseModel):
@@ -41,24 +48,27 @@ class Trajectories(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    prompts: TableRef
+    prompts: tuple[TableRef, ...]
     turns: tuple[TableRef, ...]
     executions: tuple[TableRef, ...]
 
     @classmethod
     def of(
-        cls, prompts: TableRef, turns: Sequence[StageOutput], executions: Sequence[StageOutput]
+        cls,
+        prompts: Sequence[TableRef],
+        turns: Sequence[StageOutput],
+        executions: Sequence[StageOutput],
     ) -> "Trajectories":
         """Names what stage runs of rollout and execution stored."""
         return cls(
-            prompts=prompts,
+            prompts=tuple(prompts),
             turns=tuple(output.tables["turns"] for output in turns),
             executions=tuple(output.tables["executions"] for output in executions),
         )
 
     def inputs(self) -> dict[str, Ref]:
         """Returns the references by input name, for a fingerprint."""
-        refs: dict[str, Ref] = {"prompts": self.prompts}
+        refs = numbered("prompts", self.prompts)
         refs |= numbered("turns", self.turns)
         refs |= numbered("executions", self.executions)
         return refs
@@ -74,6 +84,11 @@ def tell_progress(slot: Slot, how_far: str) -> None:
     tell(StageEvent(slot=slot, kind="progress", reason=how_far))
 
 
+def read_prompts(place: Place, refs: Sequence[TableRef]) -> dy.DataFrame[Prompts]:
+    """Reads prompts of several rounds as one frame."""
+    return Prompts.validate(pl.concat([place.open().read(ref) for ref in refs]))
+
+
 def read_turns(place: Place, refs: Sequence[TableRef]) -> dy.DataFrame[Turns]:
     """Reads turns of several tables as one frame."""
     frames = [place.open().read(ref) for ref in refs]
@@ -86,7 +101,7 @@ def read_trajectories(
     """Reads prompts, turns and executions of a rollout."""
     executions = [place.open().read(ref) for ref in refs.executions]
     return (
-        Prompts.validate(place.open().read(refs.prompts)),
+        read_prompts(place, refs.prompts),
         read_turns(place, refs.turns),
         Executions.validate(pl.concat([Executions.create_empty(), *executions])),
     )

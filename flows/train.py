@@ -5,59 +5,41 @@ shards share nothing up to the shaped rewards, so one shard executes code while 
 and a third is scored.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
 from prefect import flow
-from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.artifacts import EventLog, publish_accuracy, publish_iteration
 from flows.binding import Place, freeze_code
-from flows.credit_tasks import (
-    advantages_task,
-    evaluation_task,
-    optimisation_task,
-    similarity_task,
-    turn_rewards_task,
-)
+from flows.credit_tasks import advantages_task, evaluation_task, optimisation_task
 from flows.events import listening
 from flows.outside import problem_sections
 from flows.policies import stored_policy
-from flows.sampling_tasks import (
-    cold_start_task,
-    execution_task,
-    problems_task,
-    prompts_task,
-    rollout_task,
+from flows.rollouts import (
+    Chain,
+    ProblemSets,
+    ask,
+    gathered,
+    shards_of,
+    submit_rollout,
+    submit_rounds,
+    submit_shaping,
 )
+from flows.sampling_tasks import cold_start_task, problems_task
 from flows.stage_tasks import planner_at_work
-from flows.task_inputs import Sampling, Shard, Trajectories
+from flows.task_inputs import Trajectories
 from schemas.config import RunConfig
 from schemas.errors import ProblemFileError
-from schemas.refs import CheckpointRef, StageOutput, TableRef
+from schemas.refs import CheckpointRef, StageOutput
 from stages.randomness import derive_seed
 
 freeze_code()
 
 SHARDS_AT_ONCE: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=8)
 """Tasks that wait for their inputs hold a thread, so there are more threads than cores."""
-
-ProblemSets = dict[str, TableRef | None]
-"""Stored problem sets by split; null stands for the embedded families."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """The stage runs of one shard's rollout, in the order of the turns."""
-
-    shard: Shard
-    turns: list[Any]
-    """Outputs of rollout, or futures of them: Prefect waits for these where they are passed."""
-    executions: list[Any]
-    """Outputs of execution, or futures of them; one less than turns."""
 
 
 @flow(name="train", task_runner=SHARDS_AT_ONCE, persist_result=False)
@@ -115,16 +97,21 @@ def training(
         policies = {number: stored_policy(store, place.run, number) for number in held}
         first = policies[0]
 
-    def roll_out(iteration: int) -> tuple[TableRef, list[Chain]]:
+    def roll_out(iteration: int) -> list[Chain]:
         here = place.at(iteration)
         prompts = ask(here, first, problems, config)
+        shards = shards_of(config.rollout.shards, prompts.rows)
         sampler = policies[sampler_of(iteration, config)]
-        return prompts, submit_rollout(here, prompts, sampler, first, config)
+        return submit_rollout(here, prompts, shards, sampler, first, config)
 
-    ahead: tuple[TableRef, list[Chain]] | None = None
+    ahead: list[Chain] | None = None
     for iteration in range(begin + 1, config.iterations + 1):
         here = place.at(iteration)
-        rolled_out, advantages = credit(here, *(ahead or roll_out(iteration)), config)
+        sampler = policies[sampler_of(iteration, config)]
+        chains, rewards = submit_rounds(
+            here, ahead or roll_out(iteration), problems, sampler, first, config
+        )
+        rolled_out, advantages = credit(here, chains, rewards, config)
         is_last = iteration == config.iterations
         # Submitted once nothing of this iteration waits for a thread any more.
         ahead = roll_out(iteration + 1) if config.rollout.stale and not is_last else None
@@ -208,127 +195,16 @@ def policy_of(output: StageOutput) -> CheckpointRef:
     return output.checkpoint
 
 
-def ask(
-    place: Place, tokenizer: CheckpointRef, problems: ProblemSets, config: RunConfig
-) -> TableRef:
-    """Makes the prompts of an iteration or of an evaluation."""
-    return prompts_task(place, problems[place.split], tokenizer, config).tables["prompts"]
-
-
-def sampling_of(place: Place, config: RunConfig) -> Sampling:
-    """Returns how the rollouts of a place are sampled."""
-    rollout = config.rollout
-    if place.split == "evaluation":
-        asked = config.evaluation
-        rollout = rollout.model_copy(
-            update={
-                "samples": asked.samples,
-                "shards": asked.shards,
-                "temperature": asked.temperature,
-                "top_p": asked.top_p,
-                "top_k": asked.top_k,
-            }
-        )
-    # Evaluations share their seed, so that policies are compared on the same luck.
-    luck = place.iteration if place.split == "train" else 0
-    seed = derive_seed(config.seed, "rollout", place.split, luck)
-    return Sampling(config=rollout, compute=config.compute, vllm=config.vllm, seed=seed)
-
-
-def shard_count(wanted: int, prompts: TableRef) -> int:
-    """Returns into how many shards the groups of a rollout are divided; none is empty."""
-    return min(wanted, prompts.rows)
-
-
-def submit_rollout(
-    place: Place,
-    prompts: TableRef,
-    policy: CheckpointRef,
-    first: CheckpointRef,
-    config: RunConfig,
-) -> list[Chain]:
-    """Alternates rollout and execution, turn by turn, each shard at its own pace.
-
-    All tasks are submitted at once; each waits for the tables it needs and for nothing else.
-    `first` is the policy whose tokenizer all share.
-    """
-    sampling = sampling_of(place, config)
-    shards = shard_count(sampling.config.shards, prompts)
-    chains = [Chain(Shard(index=index, of=shards), [], []) for index in range(shards)]
-    for turn in range(sampling.config.max_turns):
-        for chain in chains:
-            said, seen = list(chain.turns), list(chain.executions)
-            chain.turns.append(
-                rollout_task.submit(place, chain.shard, turn, prompts, said, seen, policy, sampling)
-            )
-            if turn < sampling.config.max_turns - 1:
-                chain.executions.append(
-                    execution_task.submit(
-                        place,
-                        chain.shard,
-                        turn,
-                        list(chain.turns),
-                        first,
-                        config.execution,
-                        config.rollout.dialogue,
-                    )
-                )
-    return chains
-
-
 def credit(
-    place: Place, prompts: TableRef, chains: Sequence[Chain], config: RunConfig
+    place: Place, chains: Sequence[Chain], rewards: Sequence[Any], config: RunConfig
 ) -> tuple[Trajectories, StageOutput]:
-    """Scores and shapes the turns, shard by shard, and credits them.
+    """Shapes the rewards, shard by shard, and credits the turns.
 
     Returns:
         References to the whole rollout, and its advantages.
     """
-    rewards = submit_rewards(place, prompts, chains, config)
-    shaped = submit_shaping(place, chains, rewards, config)
-    rolled_out, shaped = gathered(prompts, chains, rewards, shaped)
+    rolled_out, shaped = gathered(chains, rewards, submit_shaping(place, chains, rewards, config))
     return rolled_out, advantages_task(place, shaped, config.advantages)
-
-
-def submit_rewards(
-    place: Place, prompts: TableRef, chains: Iterable[Chain], config: RunConfig
-) -> list[Any]:
-    """Has every shard scored; returns futures in the order of the chains."""
-    return [
-        turn_rewards_task.submit(
-            place, chain.shard, prompts, chain.turns, chain.executions, config.turn_rewards
-        )
-        for chain in chains
-    ]
-
-
-def submit_shaping(
-    place: Place, chains: Sequence[Chain], rewards: Sequence[Any], config: RunConfig
-) -> list[Any]:
-    """Has the rewards of every shard shaped; returns futures in the order of the chains."""
-    return [
-        similarity_task.submit(
-            place, chain.shard, chain.turns, scored, config.similarity, config.compute
-        )
-        for chain, scored in zip(chains, rewards, strict=True)
-    ]
-
-
-def gathered(
-    prompts: TableRef, chains: Sequence[Chain], *later: Sequence[Any]
-) -> tuple[Trajectories, list[StageOutput]]:
-    """Waits for a rollout and what was submitted after it.
-
-    Returns:
-        References to the whole rollout, and the outputs of the last of `later`, if any.
-    """
-    turns = [output for chain in chains for output in chain.turns]
-    executions = [output for chain in chains for output in chain.executions]
-    # In the order of their dependence, so that the cause of a failure is met first.
-    results = results_of([*turns, *executions, *(output for part in later for output in part)])
-    said, seen = results[: len(turns)], results[len(turns) : len(turns) + len(executions)]
-    last = len(later[-1]) if later else 0
-    return Trajectories.of(prompts, said, seen), results[len(results) - last :]
 
 
 def update_policy(
@@ -358,19 +234,6 @@ def evaluate_policy(
     """Evaluates a policy on held-out problems."""
     place = place.of_evaluation()
     prompts = ask(place, first, problems, config)
-    rolled_out, _ = gathered(prompts, submit_rollout(place, prompts, policy, first, config))
+    shards = shards_of(config.evaluation.shards, prompts.rows)
+    rolled_out, _ = gathered(submit_rollout(place, prompts, shards, policy, first, config))
     return evaluation_task(place, rolled_out, config.evaluation, config.turn_rewards.grading_time_s)
-
-
-def results_of(outputs: Sequence[Any]) -> list[Any]:
-    """Waits for all futures and returns their results, or raises what the first failing one did.
-
-    A task whose input failed never ran; it says nothing about the cause and is passed over.
-    Outputs that are there already are returned as they are.
-    """
-    futures = [output for output in outputs if isinstance(output, PrefectFuture)]
-    wait(futures)
-    for future in futures:
-        if future.state.is_failed() or future.state.is_crashed():
-            future.result()
-    return [o.result() if isinstance(o, PrefectFuture) else o for o in outputs]

@@ -91,6 +91,8 @@ class RolloutConfig(Section):
     """Share of probability that is sampled from, the likeliest tokens first."""
     top_k: int = Field(0, ge=0)
     """Most tokens that are sampled from; 0 for all."""
+    resample_rounds: int = Field(0, ge=0, le=100)
+    """Most rounds of further groups, in place of those that are all right or all wrong."""
     stale: bool = False
     """Whether an iteration is sampled while the one before is still learned from, with the policy
     before that."""
@@ -289,6 +291,17 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     vllm: VllmConfig = VllmConfig()
     compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _resampling_needs_dropping(self) -> "RunConfig":
+        kept = self.advantages.groups_without_outcome_variance
+        if self.rollout.resample_rounds and kept != "drop":
+            raise ValueError(
+                "rollout.resample_rounds: further groups are asked in place of those without "
+                "variance of outcome, so these are left out: set "
+                f"advantages.groups_without_outcome_variance=drop, not {kept}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _own_problems_need_held_out_ones(self) -> "RunConfig":

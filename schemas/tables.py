@@ -164,6 +164,13 @@ class Prompts(Problems):
         dy.Int32(),
         metadata={"doc": "[prompt_tokens] the prompt as the policy sees it; empty if imported."},
     )
+    round = dy.Int32(
+        min=0,
+        metadata={
+            "doc": "0; from 1 if asked in place of groups of earlier rounds whose outcomes are all "
+            "equal."
+        },
+    )
 
 
 class Turns(dy.Schema):
@@ -437,7 +444,7 @@ class Table:
 TABLES: dict[str, Table] = {
     "problems": Table(schema=Problems, version=1),
     "rejected_problems": Table(schema=RejectedProblems, version=1),
-    "prompts": Table(schema=Prompts, version=1),
+    "prompts": Table(schema=Prompts, version=2),
     "rejected_trajectories": Table(schema=RejectedTrajectories, version=1),
     "foreign_labels": Table(schema=ForeignLabels, version=1),
     "turns": Table(schema=Turns, version=2),

@@ -44,6 +44,8 @@ def _with_zeros(*components: str) -> Upgrade:
 
 
 UPGRADES: dict[str, dict[int, Upgrade]] = {
+    # Nothing was asked again then.
+    "prompts": {1: lambda rows: rows.with_columns(pl.lit(0, pl.Int32).alias("round"))},
     "turns": {
         # All of the distribution was sampled from then, and calls could not be malformed.
         1: lambda rows: rows.with_columns(

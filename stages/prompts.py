@@ -1,7 +1,7 @@
 """Prompts: which problems an iteration asks, and how the policy sees them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 
 import dataframely as dy
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from schemas.errors import TurnledgerError
-from schemas.tables import Problems, Prompts
+from schemas.tables import Problems, Prompts, TurnRewards
 from stages.cold_start.families import EmbeddedProblem, Split, draw_problems
 from stages.randomness import derive_seed
 
@@ -31,34 +31,39 @@ def embedded_problems(
     Raises:
         TurnledgerError: If the families do not hold that many.
     """
+    problems = _draw_distinct(count, split=split, levels=levels, seed=seed, without=())
+    if len(problems) < count:
+        raise TurnledgerError(
+            f"the embedded families have not {count} distinct problems of these levels: "
+            "ask for fewer, or add higher problems.levels"
+        )
+    return problems
+
+
+def _draw_distinct(
+    count: int, *, split: Split, levels: tuple[int, ...], seed: int, without: Collection[str]
+) -> dy.DataFrame[Problems]:
+    """Draws problems, each once; fewer than `count` where there seem to be no more."""
     distinct: dict[str, EmbeddedProblem] = {}
     drawn = draw_problems(Random(seed), split=split, levels=levels)
     repeated = 0
-    for problem in drawn:
-        repeated = repeated + 1 if problem.task_id in distinct else 0
-        distinct.setdefault(problem.task_id, problem)
-        if len(distinct) == count:
-            break
-        if repeated == MOST_REPEATED:
-            raise TurnledgerError(
-                f"the embedded families have not {count} distinct problems of these levels: "
-                "ask for fewer, or add higher problems.levels"
-            )
-    return Problems.validate(
-        pl.DataFrame(
-            [
-                {
-                    "task_id": problem.task_id,
-                    "problem": problem.text,
-                    "answer": str(problem.answer),
-                    "source": problem.source,
-                    "level": len(problem.steps),
-                }
-                for problem in distinct.values()
-            ]
-        ),
-        cast=True,
-    )
+    while len(distinct) < count and repeated < MOST_REPEATED:
+        problem = next(drawn)
+        is_known = problem.task_id in distinct or problem.task_id in without
+        repeated = repeated + 1 if is_known else 0
+        if not is_known:
+            distinct[problem.task_id] = problem
+    rows = [
+        {
+            "task_id": problem.task_id,
+            "problem": problem.text,
+            "answer": str(problem.answer),
+            "source": problem.source,
+            "level": len(problem.steps),
+        }
+        for problem in distinct.values()
+    ]
+    return Problems.validate(pl.DataFrame(rows, schema=Problems.create_empty().schema))
 
 
 def pick_problems(
@@ -102,11 +107,74 @@ def pick_problems(
     return Problems.validate(rows)
 
 
+def further_groups(turn_rewards: dy.DataFrame[TurnRewards], wanted: int) -> int:
+    """Says how many groups to ask next, so that enough of them vary in outcome.
+
+    A group that is all right or all wrong teaches nothing; DAPO samples on until the batch is
+    full of others (arXiv 2503.14476, dynamic sampling). So many are asked that, if as large a
+    share of them varies as before, none is missing after.
+
+    Args:
+        turn_rewards: Of all groups asked so far. A trajectory without outcome does not count.
+        wanted: Groups that shall vary.
+
+    Returns:
+        0 if enough vary, else 1 to `wanted`.
+    """
+    outcomes = pl.col("outcome").drop_nulls()
+    varies = turn_rewards.group_by("task_id").agg(varies=outcomes.n_unique() > 1)["varies"]
+    varying, asked = int(varies.sum()), len(varies)
+    if varying >= wanted:
+        return 0
+    return min(wanted, math.ceil((wanted - varying) * asked / max(varying, 1)))
+
+
+def further_embedded_problems(
+    count: int, asked: dy.DataFrame[Prompts], *, levels: tuple[int, ...], seed: int
+) -> dy.DataFrame[Problems]:
+    """Draws training problems beside those asked already; fewer where there are no more.
+
+    Args:
+        count: Number of problems.
+        asked: Prompts of the iteration so far.
+        levels: Numbers of chained steps, drawn evenly.
+        seed: Seed of the draw.
+    """
+    without = set(asked["task_id"])
+    return _draw_distinct(count, split="train", levels=levels, seed=seed, without=without)
+
+
+def pick_further_problems(
+    problems: dy.DataFrame[Problems], count: int, asked: dy.DataFrame[Prompts], *, seed: int
+) -> dy.DataFrame[Problems]:
+    """Picks problems of a set beside those asked already; fewer where there are no more.
+
+    They are picked apart from the passes of `pick_problems`: which problems a later iteration
+    asks does not depend on how often this one asked again.
+
+    Args:
+        problems: The set.
+        count: Number of problems.
+        asked: Prompts of the iteration so far.
+        seed: Seed of the pick.
+    """
+    others = problems.join(asked, on="task_id", how="anti")
+    order = np.random.default_rng(seed).permutation(len(others))[:count]
+    rows: pl.DataFrame = others[order.tolist()]
+    return Problems.validate(rows)
+
+
 def make_prompts(
-    problems: dy.DataFrame[Problems], *, encode: Callable[[Sequence[str]], list[list[int]]]
+    problems: dy.DataFrame[Problems],
+    *,
+    encode: Callable[[Sequence[str]], list[list[int]]],
+    round_index: int = 0,
 ) -> dy.DataFrame[Prompts]:
-    """Adds the token ids of the prompts to problems."""
+    """Adds the token ids of the prompts to problems, and the round that asks them."""
     token_ids = encode(problems["problem"].to_list())
     return Prompts.validate(
-        problems.with_columns(prompt_token_ids=pl.Series(token_ids, dtype=pl.List(pl.Int32)))
+        problems.with_columns(
+            prompt_token_ids=pl.Series(token_ids, dtype=pl.List(pl.Int32)),
+            round=pl.lit(round_index, pl.Int32),
+        )
     )

@@ -146,6 +146,7 @@ def _prompts(groups: Sequence[Group], source: str) -> dy.DataFrame[Prompts]:
             source=pl.lit(source),
             level=pl.lit(None, pl.Int32),
             prompt_token_ids=pl.lit([], pl.List(pl.Int32)),
+            round=pl.lit(0, pl.Int32),
         )
     )
 

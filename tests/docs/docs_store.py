@@ -70,7 +70,9 @@ def _prompts() -> pl.DataFrame:
         {"task_id": task, "problem": "?", "answer": "45", "source": "handmade", "level": None}
         for task in dict.fromkeys(task for task, _ in TRAJECTORIES)
     ]
-    return Prompts.validate(pl.DataFrame(rows).with_columns(prompt_token_ids=[1]), cast=True)
+    return Prompts.validate(
+        pl.DataFrame(rows).with_columns(prompt_token_ids=[1], round=0), cast=True
+    )
 
 
 def _turns() -> pl.DataFrame:

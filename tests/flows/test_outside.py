@@ -9,6 +9,7 @@ from small_runs import SMALL, Cli, sets
 from flows.binding import Place
 from flows.catalogue import Scope
 from flows.rerun import reads_problems
+from schemas.config import parse_config
 from storage import Store
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -146,6 +147,10 @@ def test_what_lies_at_the_old_path_by_now_does_not_count(
 
 def test_only_stages_that_ask_problems_read_their_files(moved: Path) -> None:
     old = Place(store=str(moved / "store"), run="mine", iteration=1)
-    assert not reads_problems(old, Scope.of("advantages", "optimisation"))
+    asked_again = parse_config(overrides=["rollout.resample_rounds=1"])
+    assert not reads_problems(old, Scope.of("advantages", "optimisation"), asked_again)
+    rollout_alone = Scope.of("rollout", "optimisation")
+    assert not reads_problems(old, rollout_alone, parse_config())
+    assert reads_problems(old, rollout_alone, asked_again)
     for first, last in (("prompts", "prompts"), ("advantages", None), ("evaluation", None)):
-        assert reads_problems(old, Scope.of(first, last))
+        assert reads_problems(old, Scope.of(first, last), parse_config())

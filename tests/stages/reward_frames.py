@@ -25,6 +25,7 @@ def prompts_frame(answers: Mapping[str, str]) -> dy.DataFrame[Prompts]:
             "source": "test",
             "level": None,
             "prompt_token_ids": [1],
+            "round": 0,
         }
         for task, answer in answers.items()
     ]

@@ -7,13 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from schemas.config import ColdStartConfig, ExecutionConfig
+from schemas.config import ColdStartConfig, ExecutionConfig, TurnRewardsConfig
 from schemas.errors import TurnledgerError
-from schemas.tables import Problems, Prompts
+from schemas.tables import Executions, Problems, Prompts, TurnRewards
 from stages.cold_start.demonstrations import make_demonstrations
-from stages.prompts import embedded_problems, make_prompts, pick_problems
+from stages.prompts import (
+    embedded_problems,
+    further_embedded_problems,
+    further_groups,
+    make_prompts,
+    pick_further_problems,
+    pick_problems,
+)
 from stages.shards import take_shard
-from tests.stages.reward_frames import LAW, prompts_frame
+from stages.turn_rewards import score_turns
+from tests.stages.reward_frames import LAW, prompts_frame, turns_frame
 
 LEVELS = (1, 2, 3)
 SEEDS = st.integers(0, 2**31)
@@ -149,7 +157,7 @@ def test_a_set_smaller_than_an_iteration_is_refused_by_a_clear_line() -> None:
 def test_prompts_are_the_problems_with_their_encodings() -> None:
     problems = problem_set(3)
     prompts = make_prompts(problems, encode=lambda texts: [[len(text), 1] for text in texts])
-    assert_frame_equal(prompts.drop("prompt_token_ids"), problems)
+    assert_frame_equal(prompts.drop("prompt_token_ids", "round"), problems)
     assert prompts["prompt_token_ids"].to_list() == [[9, 1]] * 3
 
 
@@ -170,3 +178,66 @@ def test_shards_differ_in_size_by_one_group_at_most(groups: int, shards: int) ->
     prompts = prompts_frame({str(i): "1" for i in range(groups)})
     sizes = [len(take_shard(prompts, i, shards)) for i in range(shards)]
     assert max(sizes) - min(sizes) <= 1
+
+
+# further rounds
+
+
+def outcomes(*groups: str) -> dy.DataFrame[TurnRewards]:
+    """Scores groups of trajectories: `r` is a right one, `w` a wrong one."""
+    answers = {"r": "1", "w": "2"}
+    turns = turns_frame(
+        {
+            (f"task{number}", sample): [{"answer": answers[outcome]}]
+            for number, group in enumerate(groups)
+            for sample, outcome in enumerate(group)
+        }
+    )
+    asked = prompts_frame({f"task{number}": "1" for number in range(len(groups))})
+    return score_turns(asked, turns, Executions.create_empty(), TurnRewardsConfig())
+
+
+@pytest.mark.parametrize(
+    ("groups", "wanted", "further"),
+    [
+        (["rw", "wr"], 2, 0),
+        (["rw", "wr", "rrw"], 2, 0),
+        (["rw", "ww"], 2, 2),  # one is missing, and every other one varies
+        (["rw", "ww", "rr", "wr"], 3, 2),
+        (["ww", "rr", "ww"], 3, 3),  # none varies: as many again
+        (["rw", *["ww"] * 9], 4, 4),  # 30 would be needed; never more than a batch
+    ],
+)
+def test_so_many_further_groups_are_asked_as_are_missing(
+    groups: list[str], wanted: int, further: int
+) -> None:
+    assert further_groups(outcomes(*groups), wanted=wanted) == further
+
+
+def test_a_trajectory_without_outcome_makes_no_group_vary() -> None:
+    scored = outcomes("rw", "rw")
+    first_wrong = (pl.col("task_id") == "task0") & (pl.col("sample_index") == 1)
+    lost = scored.with_columns(outcome=pl.when(~first_wrong).then("outcome"))
+    assert further_groups(TurnRewards.cast(lost), wanted=2) == 2
+
+
+@LAW
+@given(size=st.integers(1, 40), asked=st.integers(0, 40), count=st.integers(0, 50), seed=SEEDS)
+def test_further_problems_are_others_each_once(
+    size: int, asked: int, count: int, seed: int
+) -> None:
+    known = problem_set(size)
+    first = Problems.validate(known.head(asked))
+    before = make_prompts(first, encode=lambda texts: [[1] for _ in texts])
+    picked = pick_further_problems(known, count, before, seed=seed)
+    names = picked["task_id"].to_list()
+    assert len(set(names)) == len(names) == min(count, size - len(before))
+    assert set(names).isdisjoint(before["task_id"])
+
+
+def test_further_embedded_problems_are_others_each_once() -> None:
+    first = embedded_problems(40, split="train", levels=(1,), seed=5)
+    asked = make_prompts(first, encode=lambda texts: [[1] for _ in texts])
+    further = further_embedded_problems(40, asked, levels=(1,), seed=5)
+    assert further["task_id"].n_unique() == 40
+    assert set(further["task_id"]).isdisjoint(first["task_id"])

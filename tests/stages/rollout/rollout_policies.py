@@ -188,6 +188,7 @@ def prompts_of(token_ids: Mapping[str, list[int]]) -> dy.DataFrame[Prompts]:
             "source": "test",
             "level": None,
             "prompt_token_ids": ids,
+            "round": 0,
         }
         for task, ids in token_ids.items()
     ]
