@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import EngineError, PolicyError
 from stages.rollout.engine import Requests
@@ -57,15 +57,19 @@ class _Completion(_Answer):
 
 class _Model(_Answer):
     id: str
-    max_model_len: int
+    max_model_len: int = Field(ge=1)
 
 
 class _Models(_Answer):
-    data: list[_Model]
+    data: list[_Model] = Field(min_length=1)
 
 
 class _Success(_Answer):
     success: bool
+
+
+class _Report(_Answer):
+    results: list[dict[str, Any]] = Field(min_length=1)
 
 
 class Row(BaseModel):
@@ -82,9 +86,16 @@ class VllmClient:
     """Speaks to one server; used on one event loop."""
 
     def __init__(
-        self, url: str, headers: Mapping[str, str], *, name: str, request_time_s: float
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        name: str,
+        vocabulary: int,
+        request_time_s: float,
     ) -> None:
         self._name = name
+        self._vocabulary = vocabulary
         self._model = ""
         self._room = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._http = httpx.AsyncClient(
@@ -121,7 +132,10 @@ class VllmClient:
         body = self._completion(requests, row)
         async with self._room:
             response = await self._post("/v1/completions", body)
-        return _row(_parsed(_Completion, response, self._name), requests, row, self._name)
+        found = _row(_parsed(_Completion, response, self._name), requests, row, self._name)
+        if not all(0 <= token < self._vocabulary for token in found.token_ids):
+            raise EngineError(f"{self._name} answers tokens that the policy does not have")
+        return found
 
     def _completion(self, requests: Requests, row: int) -> dict[str, Any]:
         return {
@@ -166,20 +180,23 @@ class VllmClient:
             EngineError: If the server does not know the method.
         """
         response = await self._http_post("/collective_rpc", {"method": "served_policy"}, None)
-        results = response.json().get("results") if response.is_success else None
-        if not (isinstance(results, list) and results and isinstance(results[0], dict)):
+        if not response.is_success:
             raise EngineError(
                 f"{self._name} has no development calls of ours (status {response.status_code}): "
                 "start it as docs/engines.md says"
             )
-        found: dict[str, Any] = results[0]
-        return found
+        return _parsed(_Report, response, self._name).results[0]
 
     async def metrics(self) -> dict[str, float]:
         """Returns the server's counters by name, summed over engines."""
         totals: dict[str, float] = {}
-        for name, value in _METRIC.findall((await self._get("/metrics")).text):
-            totals[name] = totals.get(name, 0.0) + float(value)
+        written = _METRIC.findall((await self._get("/metrics")).text)
+        try:
+            counted = [(name, float(value)) for name, value in written]
+        except ValueError as error:
+            raise EngineError(f"{self._name} counts in no numbers: {error}") from error
+        for name, value in counted:
+            totals[name] = totals.get(name, 0.0) + value
         return totals
 
     async def watch(self, silence_time_s: float) -> None:
@@ -207,7 +224,7 @@ class VllmClient:
     async def _get(self, path: str) -> httpx.Response:
         try:
             return self._well(await self._http.get(path))
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise ServerLost(_told(error)) from error
 
     async def _post(
@@ -222,7 +239,7 @@ class VllmClient:
         timeout = usual if time_s is None else httpx.Timeout(time_s, connect=usual.connect)
         try:
             return await self._http.post(path, json=body, timeout=timeout)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise ServerLost(_told(error)) from error
 
     def _well(self, response: httpx.Response) -> httpx.Response:
@@ -255,6 +272,7 @@ def _row(answer: _Completion, requests: Requests, row: int, name: str) -> Row:
         or not 1 <= len(tokens) <= limit
         or choice.finish_reason not in ("stop", "length")
         or (choice.finish_reason == "length" and len(tokens) != limit)
+        or (choice.finish_reason == "stop" and not _may_stop(tokens, requests))
     ):
         raise EngineError(f"{name} answers what is no completion of the request")
     logprobs = choice.logprobs.token_logprobs
@@ -266,18 +284,24 @@ def _row(answer: _Completion, requests: Requests, row: int, name: str) -> Row:
     return Row(token_ids=tokens, logprobs=[min(p, 0.0) for p in logprobs], stopped=stopped)
 
 
+def _may_stop(tokens: list[int], requests: Requests) -> bool:
+    """Says whether a row may end there; in which token a text ends only a tokenizer knows."""
+    return bool(requests.stop_strings) or tokens[-1] in requests.stop_ids
+
+
 def _parsed(kind: type[T], response: httpx.Response, name: str) -> T:
     try:
         return kind.model_validate_json(response.content)
     except ValidationError as error:
-        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
         raise EngineError(
-            f"{name} answers no {kind.__name__.strip('_').lower()} of a vLLM that is known here "
-            f"({key}): {error.errors()[0]['msg']}"
+            f"{name} answers no {kind.__name__.strip('_').lower()} of a vLLM that is known here: "
+            f"{key + ': ' if key else ''}{first['msg']}"
         ) from error
 
 
-def _told(error: httpx.TransportError) -> str:
+def _told(error: httpx.RequestError) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 

@@ -281,7 +281,7 @@ class VllmEngine:
 
     def _start(self, policy: _Policy) -> _Session:
         self._server.start(policy.folder)
-        session = self._loop.run(self._open())
+        session = self._loop.run(self._open(policy))
         self._clients.append(session.client)
         self._started_with = policy
         session.max_context_tokens = self._loop.run(session.client.find_model())
@@ -299,11 +299,12 @@ class VllmEngine:
                 )
         return session
 
-    async def _open(self) -> _Session:
+    async def _open(self, policy: _Policy) -> _Session:
         client = VllmClient(
             self._server.url,
             self._server.headers,
             name=self._server.name,
+            vocabulary=policy.vocabulary,
             request_time_s=self._config.request_time_s,
         )
         return _Session(client=client)

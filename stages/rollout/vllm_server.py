@@ -254,7 +254,7 @@ def health(url: str, headers: Mapping[str, str]) -> int | None:
         # No proxy of the environment: what is at a loopback address is not behind one.
         with httpx.Client(headers=headers, timeout=5.0, trust_env=False) as client:
             return client.get(f"{url}/health").status_code
-    except httpx.TransportError:
+    except (httpx.RequestError, httpx.InvalidURL):
         return None
 
 

@@ -1,0 +1,124 @@
+"""What a server answers is checked: whatever it says ends in one line."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schemas.errors import EngineError
+from stages.rollout.engine import Requests
+from stages.rollout.vllm_client import ServerLost, VllmClient
+from stages.rollout.vllm_server import health
+
+VOCABULARY = 8
+
+
+@contextmanager
+def answering(body: bytes, **headers: str) -> Iterator[str]:
+    """Yields the address of a server that answers everything alike."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length") or 0))
+            self.send_response(200)
+            for name, value in {"content-length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *args: object) -> None:
+            """Says nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def asked(url: str, question: Callable[[VllmClient], Coroutine[Any, Any, object]]) -> object:
+    async def ask() -> object:
+        client = VllmClient(url, {}, name="it", vocabulary=VOCABULARY, request_time_s=5)
+        try:
+            return await question(client)
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
+
+
+def completion(tokens: list[int], reason: str) -> bytes:
+    choice = {
+        "token_ids": tokens,
+        "prompt_token_ids": [1, 2],
+        "logprobs": {"token_logprobs": [-1.0] * len(tokens)},
+        "finish_reason": reason,
+    }
+    return json.dumps({"choices": [choice]}).encode()
+
+
+def complete(client: VllmClient) -> Coroutine[Any, Any, object]:
+    requests = Requests(
+        contexts=[[1, 2]],
+        seeds=np.zeros(1, dtype=np.int64),
+        max_new_tokens=np.full(1, 2, dtype=np.int64),
+        stop_ids=(5,),
+    )
+    return client.complete(requests, 0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason", "message"),
+    [
+        ([3, VOCABULARY], "length", "tokens that the policy does not have"),
+        ([3, 2**40], "length", "tokens that the policy does not have"),
+        ([3, -1], "length", "tokens that the policy does not have"),
+        ([3], "stop", "no completion of the request"),
+    ],
+)
+def test_a_completion_that_cannot_be_one_is_refused(
+    tokens: list[int], reason: str, message: str
+) -> None:
+    with (
+        answering(completion(tokens, reason)) as url,
+        pytest.raises(EngineError, match=message),
+    ):
+        asked(url, complete)
+
+
+@pytest.mark.parametrize("body", [b"\xff{", b"[]", b"null", b'{"results": [], "data": []}'])
+@pytest.mark.parametrize("question", [VllmClient.find_model, VllmClient.served_policy])
+def test_an_answer_of_no_known_form_is_one_line(
+    body: bytes, question: Callable[[VllmClient], Coroutine[Any, Any, object]]
+) -> None:
+    with answering(body) as url, pytest.raises(EngineError, match="known here: ") as raised:
+        asked(url, question)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_without_room_is_refused() -> None:
+    body = b'{"data": [{"id": "policy", "max_model_len": 0}]}'
+    with answering(body) as url, pytest.raises(EngineError, match="max_model_len"):
+        asked(url, VllmClient.find_model)
+
+
+def test_counters_that_are_no_numbers_are_refused() -> None:
+    with answering(b"vllm:tokens_total abc\n") as url, pytest.raises(EngineError, match="'abc'"):
+        asked(url, VllmClient.metrics)
+
+
+def test_an_answer_that_cannot_be_unpacked_is_a_lost_server() -> None:
+    with answering(b"no gzip", content_encoding="gzip") as url:
+        assert health(url, {}) is None
+        with pytest.raises(ServerLost):
+            asked(url, VllmClient.metrics)
