@@ -38,12 +38,13 @@ def timeline(
 
     Shards alternate between the two and wait for nobody else, so one generates while another runs
     code. The share of generation says how busy the engine was: where it is low, more shards help.
+    An engine with a prefix cache also tells how much of the contexts it found there.
 
     Example: turnledger timeline --run demo --iteration 3 --figure timeline.png
     """
     import polars as pl
 
-    from flows.work_times import draw_timeline, utilisation, work_times
+    from flows.work_times import draw_timeline, prefix_cache_share, utilisation, work_times
     from storage import Store, table_iterations
 
     check_output(to, ".parquet")
@@ -56,6 +57,10 @@ def timeline(
     title = f"{name}, rollout {split} {iteration}, {seconds:.1f} s"
     console = Console()
     console.print(_shares(utilisation(times), title))
+    found = prefix_cache_share(times)
+    if found is not None:
+        asked = int(times["prompt_tokens"].sum())
+        console.print(f"found in the prefix cache: {found:.0%} of {asked:,} context tokens")
     write_outputs(console, times, to, figure, lambda at: draw_timeline(times, title, at))
 
 

@@ -9,6 +9,7 @@ import polars as pl
 
 from flows.binding import Place, Produced, StageRun
 from flows.catalogue import ENGINE_MODULES
+from flows.metered_engine import MeteredEngine
 from flows.outside import given_policy, problem_file, readable_files
 from flows.resources import dialogue_of, engine_of, executor_of, on_torch_thread
 from flows.stage_tasks import stage_task
@@ -233,7 +234,8 @@ def rollout_task(
         asked, said, observed = read_trajectories(place, history)
         dialogue = dialogue_of(place.store, policy, sampling.config.dialogue)
         timer = WorkTimer()
-        with engine_of(place.store, policy, sampling) as engine:
+        with engine_of(place.store, policy, sampling) as opened:
+            engine = MeteredEngine(opened)
 
             def roll_out() -> dy.DataFrame[Turns]:
                 with timer:
@@ -251,7 +253,7 @@ def rollout_task(
             # Shards that are with a server wait there together; it batches them.
             is_served = sampling.config.engine == "vllm"
             sampled = roll_out() if is_served else on_torch_thread(sampling.compute, roll_out)
-        times = timer.row(shard.number, turn, sampled["token_ids"])
+        times = engine.with_prompts(timer.row(shard.number, turn, sampled["token_ids"]))
         return Produced(tables={"turns": sampled, "generation_times": times})
 
     by_engine = {"dtype": sampling.vllm.dtype} if sampling.config.engine == "vllm" else {}

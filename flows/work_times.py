@@ -64,7 +64,7 @@ def work_times(
         split: `train` or `evaluation`.
 
     Returns:
-        The columns of `WorkTimes`, with `work`, `generation` or `execution`; `begin_s` and
+        The columns of `GenerationTimes`, with `work`, `generation` or `execution`; `begin_s` and
         `end_s`, seconds since the rollout began; in the order of their beginnings.
 
     Raises:
@@ -78,7 +78,7 @@ def work_times(
         .collect()
         for work in WORK
     ]
-    times = pl.concat(parts).sort("began_at")
+    times = pl.concat(parts, how="diagonal").sort("began_at")
     if times.is_empty():
         raise StoreError(f"run {run} has no times of a rollout of iteration {iteration}")
     first = times["began_at"].min()
@@ -114,6 +114,22 @@ def utilisation(times: pl.DataFrame) -> pl.DataFrame:
         )
         .select("work", "busy_s", "share", "turns", "tokens", "tokens_per_s")
     )
+
+
+def prefix_cache_share(times: pl.DataFrame) -> float | None:
+    """Returns the share of all context tokens that the engine found in its prefix cache.
+
+    Args:
+        times: As `work_times` returns them.
+
+    Returns:
+        From 0 to 1, of the stage runs whose engine tells; null if none does.
+    """
+    told = times.filter(pl.col("cached_tokens").is_not_null(), pl.col("prompt_tokens") > 0)
+    if told.is_empty():
+        return None
+    share: float = told.select(pl.sum("cached_tokens") / pl.sum("prompt_tokens")).item()
+    return share
 
 
 def draw_timeline(times: pl.DataFrame, title: str, path: Path) -> None:

@@ -254,6 +254,24 @@ class WorkTimes(dy.Schema):
     tokens = dy.Int64(min=0, metadata={"doc": "Tokens generated, or inserted as observations."})
 
 
+class GenerationTimes(WorkTimes):
+    """Grain: stage run of a rollout. When it had the engine, and what that knew already."""
+
+    prompt_tokens = dy.Int64(
+        nullable=True,
+        min=0,
+        metadata={"doc": "Tokens of all contexts that were continued; null in files of schema 1."},
+    )
+    cached_tokens = dy.Int64(
+        nullable=True,
+        min=0,
+        metadata={
+            "doc": "Those of them found in the engine's prefix cache; null if it does not tell.",
+            "measured": True,
+        },
+    )
+
+
 class TurnRewards(dy.Schema):
     """Grain: turn. Every reward component in its own column, and their sum."""
 
@@ -449,7 +467,7 @@ TABLES: dict[str, Table] = {
     "foreign_labels": Table(schema=ForeignLabels, version=1),
     "turns": Table(schema=Turns, version=2),
     "executions": Table(schema=Executions, version=1),
-    "generation_times": Table(schema=WorkTimes, version=1),
+    "generation_times": Table(schema=GenerationTimes, version=2),
     "execution_times": Table(schema=WorkTimes, version=1),
     "turn_rewards": Table(schema=TurnRewards, version=2),
     "shaped_rewards": Table(schema=ShapedRewards, version=2),

@@ -54,6 +54,7 @@ UPGRADES: dict[str, dict[int, Upgrade]] = {
             pl.col("parse_error").cast(pl.String).cast(_PARSE_ERRORS),
         )
     },
+    "generation_times": {1: _with_nulls(prompt_tokens=pl.Int64(), cached_tokens=pl.Int64())},
     "turn_rewards": {
         1: lambda rows: _with_zeros("execution_error", "void_turn", "overlong")(
             _with_nulls(state=pl.Int32(), grading_method=_METHODS)(rows)

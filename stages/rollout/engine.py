@@ -44,6 +44,9 @@ class Generations:
     """[rows] whether a stopping token or text ended the row, not its limit."""
     policy_version: int
     """Version of the policy that sampled all of them."""
+    cached_tokens: Sequence[int] | None = None
+    """[rows] tokens of each context found in the engine's prefix cache; null if it does not tell
+    of every row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,8 +51,17 @@ class _Choice(_Answer):
     finish_reason: str
 
 
+class _PromptTokens(_Answer):
+    cached_tokens: int | None = None
+
+
+class _Usage(_Answer):
+    prompt_tokens_details: _PromptTokens | None = None
+
+
 class _Completion(_Answer):
     choices: list[_Choice]
+    usage: _Usage
 
 
 class _Model(_Answer):
@@ -80,6 +89,8 @@ class Row(BaseModel):
     token_ids: list[int]
     logprobs: list[float]
     stopped: bool
+    cached_tokens: int | None
+    """Tokens of the context that were not computed again; null if the server does not say."""
 
 
 class VllmClient:
@@ -280,8 +291,13 @@ def _row(answer: _Completion, requests: Requests, row: int, name: str) -> Row:
         raise PolicyError(DIVERGED)
     if max(logprobs) > _ROUNDING:
         raise EngineError(f"{name} answers log-probabilities above 0")
-    stopped = choice.finish_reason == "stop"
-    return Row(token_ids=tokens, logprobs=[min(p, 0.0) for p in logprobs], stopped=stopped)
+    details = answer.usage.prompt_tokens_details
+    return Row(
+        token_ids=tokens,
+        logprobs=[min(p, 0.0) for p in logprobs],
+        stopped=choice.finish_reason == "stop",
+        cached_tokens=None if details is None else details.cached_tokens,
+    )
 
 
 def _may_stop(tokens: list[int], requests: Requests) -> bool:

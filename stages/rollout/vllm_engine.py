@@ -12,10 +12,10 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from schemas.config import VllmConfig
 from schemas.errors import EngineError, PolicyError
@@ -24,8 +24,6 @@ from stages.rollout.engine import Capabilities, Generations, Requests
 from stages.rollout.vllm_client import Row, ServerLost, VllmClient
 from stages.rollout.vllm_server import server_of
 from stages.rollout.weight_check import Forward, WeightCheck, check_weights, probe_requests
-
-T = TypeVar("T")
 
 _SHAPE = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
@@ -85,7 +83,6 @@ class _Session:
     max_context_tokens: int = 0
     lost: "asyncio.Future[ServerLost]" = field(default_factory=asyncio.Future)
     calls: int = 0  # in flight
-    counted: dict[str, float] = field(default_factory=dict)  # when the policy was loaded
 
 
 class VllmEngine:
@@ -141,13 +138,7 @@ class VllmEngine:
                 lost = self._loop.run(self._fill(session, requests, rows))
                 if lost is not None:
                     self._recover(session, lost)
-        ordered = [rows[row] for row in range(len(requests.contexts))]
-        return Generations(
-            token_ids=[row.token_ids for row in ordered],
-            logprobs=[row.logprobs for row in ordered],
-            stopped=[row.stopped for row in ordered],
-            policy_version=policy.version,
-        )
+        return _generations(rows, policy.version)
 
     def update_weights(self, folder: str, policy_version: int) -> None:
         """Samples from another policy from now on, and checks that it does.
@@ -170,21 +161,6 @@ class VllmEngine:
             self._session = None
             self._session = self._hold(policy, session)
             self._policy = policy
-
-    def prefix_cache_hit_rate(self) -> float | None:
-        """Returns the share of context tokens since the last update that were not computed again.
-
-        Null if there were none.
-        """
-        with self._gate.shared():
-            self._held()
-            session = self._answering()
-            now = self._ask(session.client.metrics())
-        asked, hits = (
-            now.get(name, 0.0) - session.counted.get(name, 0.0)
-            for name in ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
-        )
-        return hits / asked if asked else None
 
     def close(self) -> None:
         """Ends a server of ours; the engine then holds no policy."""
@@ -269,7 +245,6 @@ class VllmEngine:
                     time_s = self._config.start_time_s
                     self._loop.run(session.client.load_weights(policy.folder, time_s=time_s))
                 self._check(session, policy)
-                session.counted = self._loop.run(session.client.metrics())
             except ServerLost as lost:
                 if started:
                     # A server that was just started and fails at its first requests fails again.
@@ -319,12 +294,7 @@ class VllmEngine:
             lost = self._loop.run(self._fill(session, requests, rows))
             if lost is not None:
                 raise lost
-            return Generations(
-                token_ids=[rows[row].token_ids for row in range(len(rows))],
-                logprobs=[rows[row].logprobs for row in range(len(rows))],
-                stopped=[rows[row].stopped for row in range(len(rows))],
-                policy_version=policy.version,
-            )
+            return _generations(rows, policy.version)
 
         self.last_check = check_weights(
             sample,
@@ -347,11 +317,17 @@ class VllmEngine:
         end = self._server.end(wait_s=_LAST_WORDS_S)
         return str(lost) if end is None else end
 
-    def _ask(self, question: Coroutine[Any, Any, T]) -> T:
-        try:
-            return self._loop.run(question)
-        except ServerLost as lost:
-            raise EngineError(f"{self._server.name} does not answer: {lost}") from lost
+
+def _generations(rows: Mapping[int, Row], policy_version: int) -> Generations:
+    ordered = [rows[row] for row in range(len(rows))]
+    cached = [row.cached_tokens for row in ordered if row.cached_tokens is not None]
+    return Generations(
+        token_ids=[row.token_ids for row in ordered],
+        logprobs=[row.logprobs for row in ordered],
+        stopped=[row.stopped for row in ordered],
+        policy_version=policy_version,
+        cached_tokens=cached if len(cached) == len(ordered) else None,
+    )
 
 
 async def _calls_left(session: _Session) -> None:

@@ -274,6 +274,7 @@ def _command(config: VllmConfig, port: int, policy: str) -> list[str]:
         # Else the policy's generation_config.json would change how it is sampled from.
         *("--generation-config", "vllm"),
         "--enable-prefix-caching",
+        "--enable-prompt-tokens-details",  # how much of a prompt was found in that cache
         *("--worker-extension-cls", "turnledger_vllm.PolicyReports"),
         *("--middleware", "turnledger_vllm.RequireKey"),
         "--disable-uvicorn-access-log",

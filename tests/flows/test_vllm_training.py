@@ -30,6 +30,9 @@ def test_training_with_vllm_optimises_what_was_sampled(cli: Cli, tmp_path: Path)
     tables = [ref for output in outputs for ref in output.tables.values()]
     turns = pl.concat(opened.read(ref) for ref in tables if ref.name == "turns")
     assert {0, 1} <= set(turns["policy_version"])
+    times = pl.concat(opened.read(ref) for ref in tables if ref.name == "generation_times")
+    assert times["cached_tokens"].null_count() == 0
+    assert (times["cached_tokens"] < times["prompt_tokens"]).all()
     first_steps = [
         opened.read(ref).filter(step=0) for ref in tables if ref.name == "updates" and ref.rows
     ]

@@ -3,14 +3,17 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import Cli
 
-from flows.work_times import WorkTimer, utilisation, work_times
-from schemas.tables import WorkTimes
+from flows.metered_engine import MeteredEngine
+from flows.work_times import WorkTimer, prefix_cache_share, utilisation, work_times
+from schemas.tables import TABLES, WorkTimes
+from stages.rollout.engine import Capabilities, Generations, Requests
 from storage import open_table
 
 MILLISECONDS = st.integers(0, 60)
@@ -61,8 +64,72 @@ def test_every_stage_run_of_a_rollout_has_its_times(trained: Path) -> None:
 
 def test_equal_results_have_equal_content_whenever_they_were_made() -> None:
     assert WorkTimes.column_names()[2:4] == ["began_at", "ended_at"]
-    measured = [n for n, c in WorkTimes.columns().items() if (c.metadata or {}).get("measured")]
-    assert measured == ["began_at", "ended_at"]
+    assert TABLES["execution_times"].measured == ["began_at", "ended_at"]
+    assert TABLES["generation_times"].measured == ["began_at", "ended_at", "cached_tokens"]
+
+
+def test_tokens_of_contexts_are_counted_and_the_embedded_engine_tells_of_no_cache(
+    trained: Path,
+) -> None:
+    times = work_times(trained, "small", iteration=1)
+    prompts = open_table(trained, "small", "prompts").filter(iteration=1).collect()
+    turns = open_table(trained, "small", "turns").filter(iteration=1, turn_index=0).collect()
+    asked = turns.join(prompts, on="task_id")["prompt_token_ids"].list.len().sum()
+    first = times.filter(work="generation", turn_index=0)
+    assert first["prompt_tokens"].sum() == asked > 0
+    assert times["cached_tokens"].null_count() == len(times)
+    assert prefix_cache_share(times) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "share"),
+    [
+        ([(100, 80), (50, 10)], 0.6),
+        ([(100, 80), (900, None)], 0.8),
+        ([(0, 0), (None, None)], None),
+    ],
+)
+def test_the_share_of_the_prefix_cache_is_that_of_stage_runs_that_tell(
+    rows: list[tuple[int | None, int | None]], share: float | None
+) -> None:
+    columns = {"prompt_tokens": pl.Int64, "cached_tokens": pl.Int64}
+    assert prefix_cache_share(pl.DataFrame(rows, schema=columns, orient="row")) == share
+
+
+class CachingEngine:
+    """Answers at once; says that it knew all of a context but its last token, or says nothing."""
+
+    capabilities = Capabilities(live_weights=False, prefix_cache=True)
+    policy_version = 0
+    max_context_tokens = 100
+
+    def __init__(self, *, tells: bool) -> None:
+        self.tells = tells
+
+    def generate(self, requests: Requests) -> Generations:
+        cached = [len(context) - 1 for context in requests.contexts]
+        return Generations(
+            token_ids=[[1]] * len(cached),
+            logprobs=[[-0.5]] * len(cached),
+            stopped=[True] * len(cached),
+            policy_version=0,
+            cached_tokens=cached if self.tells else None,
+        )
+
+    def update_weights(self, folder: str, policy_version: int) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("tells", "cached"), [(True, 3), (False, None)])
+def test_a_metered_engine_notes_what_was_found(tells: bool, cached: int | None) -> None:
+    engine = MeteredEngine(CachingEngine(tells=tells))
+    contexts = [[1, 2, 3], [4, 5]]
+    two = np.zeros(2, dtype=np.int64)
+    engine.generate(Requests(contexts=contexts, seeds=two, max_new_tokens=two + 1, stop_ids=()))
+    with WorkTimer() as timer:
+        pass
+    row = engine.with_prompts(timer.row(0, 0, pl.Series([[5], [6]], dtype=pl.List(pl.Int32))))
+    assert row.select("prompt_tokens", "cached_tokens").rows() == [(5, cached)]
 
 
 def test_the_command_shows_and_writes_a_timeline(cli: Cli, trained: Path, tmp_path: Path) -> None:

@@ -6,7 +6,16 @@ import dataframely as dy
 import polars as pl
 import pytest
 
-from schemas.tables import TABLES, TURN_KEY, Evaluations, Table, TurnRewards, Turns, Updates
+from schemas.tables import (
+    TABLES,
+    TURN_KEY,
+    Evaluations,
+    GenerationTimes,
+    Table,
+    TurnRewards,
+    Turns,
+    Updates,
+)
 from schemas.upgrades import UPGRADES, missing_upgrades, upgraded
 
 PINNED: dict[str, dict[int, str]] = {
@@ -14,7 +23,7 @@ PINNED: dict[str, dict[int, str]] = {
     "rejected_problems": {1: "d771c3822e00bac1"},
     "prompts": {1: "c2ebe610a3b87181"},
     "turns": {1: "81b17a9da8d2877c", 2: "4ab0411be75fd5d6"},
-    "generation_times": {1: "65d642fcdae70bd6"},
+    "generation_times": {1: "65d642fcdae70bd6", 2: "a70a51173fae432f"},
     "execution_times": {1: "65d642fcdae70bd6"},
     "executions": {1: "3e41363251304b77"},
     "turn_rewards": {1: "2e889c3d1c41df9b", 2: "cd1e45ce9fa8e226"},
@@ -222,6 +231,15 @@ def test_turn_rewards_of_schema_1_have_no_grading_method() -> None:
     read = upgraded("turn_rewards", 1, pl.LazyFrame([row], schema=columns)).collect()
     assert read.select("task_id", "verdict", "grading_method").rows() == [("a", "right", None)]
     assert read.schema == pl.Schema(TurnRewards)
+
+
+def test_generation_times_of_schema_1_know_of_no_prefix_cache() -> None:
+    new = {"prompt_tokens", "cached_tokens"}
+    columns = {n: t for n, t in pl.Schema(GenerationTimes).items() if n not in new}
+    row = dict.fromkeys(columns) | {"shard": 1, "tokens": 30}
+    read = upgraded("generation_times", 1, pl.LazyFrame([row], schema=columns)).collect()
+    assert read.select("tokens", *sorted(new)).rows() == [(30, None, None)]
+    assert read.schema == pl.Schema(GenerationTimes)
 
 
 def test_turns_of_schema_1_were_sampled_from_everything() -> None:

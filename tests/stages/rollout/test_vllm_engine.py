@@ -190,12 +190,14 @@ def test_calls_of_several_threads_get_their_own_rows(engine: VllmEngine) -> None
     assert together == alone
 
 
-def test_later_turns_find_earlier_ones_in_the_prefix_cache(engine: VllmEngine) -> None:
-    assert engine.prefix_cache_hit_rate() in (None, 0.0)
+def test_later_turns_find_earlier_ones_in_the_prefix_cache(
+    engine: VllmEngine, policy: Path
+) -> None:
     first = asked(8, longest=2, limit=150, stop_ids=())
-    said = engine.generate(first).token_ids
-    later = [[*c, *t, 9, 9] for c, t in zip(first.contexts, said, strict=True)]
-    engine.generate(
+    said = engine.generate(first)
+    assert said.cached_tokens == [0] * 8
+    later = [[*c, *t, 9, 9] for c, t in zip(first.contexts, said.token_ids, strict=True)]
+    found = engine.generate(
         Requests(
             contexts=later,
             seeds=first.seeds,
@@ -203,9 +205,9 @@ def test_later_turns_find_earlier_ones_in_the_prefix_cache(engine: VllmEngine) -
             stop_ids=(),
         )
     )
-    rate = engine.prefix_cache_hit_rate()
-    assert rate is not None
-    assert rate > 0.7  # blocks of 128 of the 150 tokens
+    assert found.cached_tokens == [128] * 8  # whole blocks of the 150 tokens
+    engine.update_weights(str(policy), 0)
+    assert engine.generate(first).cached_tokens == [0] * 8
 
 
 def test_new_weights_are_sampled_from_at_once(
