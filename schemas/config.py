@@ -212,7 +212,11 @@ class OptimisationConfig(Section):
     minibatches: int = Field(2, ge=1)
     """Optimiser steps of an iteration."""
     micro_batch_tokens: int = Field(4_096, ge=1)
-    """Tokens of one forward pass, padding included."""
+    """Tokens of one forward pass; a trajectory longer than that has one of its own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Numbers that forward and backward pass compute with; weights stay as they are."""
+    recompute_activations: bool = False
+    """Whether the backward pass computes each block anew: less memory, about a third slower."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.28, gt=0)
     gradient_clip: float = Field(1.0, gt=0)

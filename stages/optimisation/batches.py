@@ -1,12 +1,10 @@
 """Trajectories as ragged arrays: the stored token ids, never text encoded anew."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import dataframely as dy
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
 from schemas.errors import TurnledgerError
@@ -29,6 +27,7 @@ class Batch:
     temperatures: NDArray[np.float32]  # [trajectories] of the sampling; never 0
     top_ps: NDArray[np.float32]  # [trajectories] likewise; 1 for all tokens
     top_ks: NDArray[np.int64]  # [trajectories] likewise; 0 for all tokens
+    prompt_lengths: NDArray[np.int64]  # [trajectories] first tokens that are the prompt
     offsets: NDArray[np.int64]  # [trajectories + 1]
 
     def __len__(self) -> int:
@@ -39,19 +38,6 @@ class Batch:
     def lengths(self) -> NDArray[np.int64]:
         """[trajectories] tokens of each."""
         return np.diff(self.offsets)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Padded:
-    """A micro-batch on the device, padded on the right; [rows, longest] unless said."""
-
-    token_ids: torch.Tensor
-    trained: torch.Tensor
-    logprobs: torch.Tensor
-    advantages: torch.Tensor
-    temperatures: torch.Tensor  # [rows]
-    top_ps: torch.Tensor  # [rows]
-    top_ks: torch.Tensor  # [rows]
 
 
 def make_batch(
@@ -113,7 +99,9 @@ def make_batch(
         .sort(TURN_KEY)
         .explode("token_ids", "logprobs", "advantages", "trained", empty_as_null=False)
     )
-    lengths = tokens.group_by(TRAJECTORY_KEY, maintain_order=True).len()["len"].to_numpy()
+    counts = tokens.group_by(TRAJECTORY_KEY, maintain_order=True).agg(
+        tokens=pl.len(), prompt=(pl.col("turn_index") < 0).sum()
+    )
     sampling = (
         turns.join(taught, on=TRAJECTORY_KEY, how="semi")
         .group_by(TRAJECTORY_KEY)
@@ -138,46 +126,8 @@ def make_batch(
         temperatures=sampling["temperature"].to_numpy().astype(np.float32),
         top_ps=sampling["top_p"].to_numpy().astype(np.float32),
         top_ks=sampling["top_k"].to_numpy().astype(np.int64),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    )
-
-
-def split_by_tokens(
-    batch: Batch, trajectories: NDArray[np.int64], max_tokens: int
-) -> Iterator[NDArray[np.int64]]:
-    """Yields parts of similar lengths whose padded size stays within `max_tokens`.
-
-    A single trajectory longer than that is a part of its own.
-    """
-    ordered = trajectories[np.argsort(batch.lengths[trajectories], kind="stable")[::-1]]
-    while len(ordered):
-        rows = max(1, max_tokens // int(batch.lengths[ordered[0]]))
-        yield ordered[:rows]
-        ordered = ordered[rows:]
-
-
-def pad(batch: Batch, trajectories: NDArray[np.int64], device: torch.device) -> Padded:
-    """Lays trajectories out as rows, padded on the right with token 0, which nothing sees."""
-    lengths = batch.lengths[trajectories]
-    shape = (len(trajectories), int(lengths.max()))
-    real = np.arange(shape[1])[None, :] < lengths[:, None]
-    source = np.concatenate(
-        [np.arange(batch.offsets[t], batch.offsets[t + 1]) for t in trajectories]
-    )
-
-    def rows(values: NDArray[np.generic]) -> torch.Tensor:
-        padded = np.zeros(shape, dtype=values.dtype)
-        padded[real] = values[source]
-        return torch.from_numpy(padded).to(device)
-
-    return Padded(
-        token_ids=rows(batch.token_ids),
-        trained=rows(batch.trained),
-        logprobs=rows(batch.logprobs),
-        advantages=rows(batch.advantages),
-        temperatures=torch.from_numpy(batch.temperatures[trajectories]).to(device),
-        top_ps=torch.from_numpy(batch.top_ps[trajectories]).to(device),
-        top_ks=torch.from_numpy(batch.top_ks[trajectories]).to(device),
+        prompt_lengths=counts["prompt"].to_numpy().astype(np.int64),
+        offsets=np.concatenate([[0], np.cumsum(counts["tokens"].to_numpy())]).astype(np.int64),
     )
 
 

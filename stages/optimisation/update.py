@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from schemas.config import OptimisationConfig
 from schemas.errors import TurnledgerError
 from schemas.tables import Updates
-from stages.distribution import entropy_of, log_distribution
-from stages.optimisation.batches import Batch, Padded, pad, split_by_tokens
+from stages.optimisation.batches import Batch
+from stages.optimisation.forward import pairs_per_token, trained_logprobs
 from stages.optimisation.losses import clipped_token_loss
+from stages.optimisation.packing import make_pack, split_by_tokens
 
 
 def optimise(
@@ -97,13 +98,12 @@ def _accumulate(
         ("loss", "clip_fraction_low", "clip_fraction_high", "kl", "entropy"), 0.0
     )
     ratio_max = 0.0
-    for part in split_by_tokens(batch, trajectories, config.micro_batch_tokens):
-        padded = pad(batch, part, model.device)
-        logprobs, entropy = trained_logprobs(model, padded)
-        chosen = padded.trained[:, 1:]
-        parts = clipped_token_loss(
-            logprobs, padded.logprobs[:, 1:][chosen], padded.advantages[:, 1:][chosen], config
-        )
+    pairs = pairs_per_token(model)
+    limit = config.micro_batch_tokens
+    for part in split_by_tokens(batch, trajectories, limit, pairs_per_token=pairs):
+        pack = make_pack(batch, part, model.device, pairs_per_token=pairs)
+        logprobs, entropy = trained_logprobs(model, pack, config)
+        parts = clipped_token_loss(logprobs, pack.logprobs, pack.advantages, config)
         loss = parts.loss.sum() / tokens
         loss.backward()
         sums["loss"] += float(loss.detach())
@@ -113,30 +113,3 @@ def _accumulate(
         sums["entropy"] += float(entropy.sum()) / tokens
         ratio_max = max(ratio_max, float(parts.ratio.max()))
     return {**sums, "ratio_max": ratio_max, "tokens": tokens}
-
-
-def trained_logprobs(model: PreTrainedModel, padded: Padded) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes log-probabilities and entropies of the trained tokens, [tokens] each.
-
-    Both are of the distribution that was sampled from, cut by top-p and top-k as the weights now
-    have it; a token that was sampled stays in it.
-
-    Padding stands on the right, where causal attention never looks, so it needs no mask.
-    """
-    logits = model(input_ids=padded.token_ids, use_cache=False).logits[:, :-1]
-    chosen = padded.trained[:, 1:]
-    targets = padded.token_ids[:, 1:][chosen]
-
-    def of_tokens(of_rows: torch.Tensor) -> torch.Tensor:
-        return of_rows[:, None].expand(chosen.shape)[chosen]
-
-    distribution = log_distribution(
-        logits[chosen],
-        temperature=of_tokens(padded.temperatures),
-        top_p=of_tokens(padded.top_ps),
-        top_k=of_tokens(padded.top_ks),
-        kept=targets,
-    )
-    with torch.no_grad():
-        entropy = entropy_of(distribution)
-    return distribution.gather(1, targets[:, None])[:, 0], entropy

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from schemas.config import OptimisationConfig
 from schemas.tables import Advantages
 from stages.optimisation import Batch
-from stages.optimisation.batches import pad
-from stages.optimisation.update import trained_logprobs
+from stages.optimisation.forward import trained_logprobs
+from stages.optimisation.packing import make_pack
 from tests.stages.rollout.rollout_policies import VOCABULARY
 
 
@@ -61,7 +61,27 @@ def ragged_batch(
         temperatures=np.full(len(lengths), temperature, dtype=np.float32),
         top_ps=np.ones(len(lengths), dtype=np.float32),
         top_ks=np.zeros(len(lengths), dtype=np.int64),
+        prompt_lengths=np.ones(len(lengths), dtype=np.int64),
         offsets=offsets,
+    )
+
+
+def grouped_batch(rests: list[int], *, prompt: int, samples: int, seed: int = 0) -> Batch:
+    """Draws groups whose trajectories share a prompt, one length of the rest for each group."""
+    batch = ragged_batch([prompt + rest for rest in rests for _ in range(samples)], seed=seed)
+    tokens, trained = batch.token_ids.copy(), batch.trained.copy()
+    for index in range(len(batch)):
+        places = slice(batch.offsets[index], batch.offsets[index] + prompt)
+        first = batch.offsets[index - index % samples]
+        tokens[places] = tokens[first : first + prompt]
+        trained[places] = False
+    return replaced(
+        batch,
+        token_ids=tokens,
+        trained=trained,
+        logprobs=np.where(trained, batch.logprobs, np.float32(0)),
+        advantages=np.where(trained, batch.advantages, np.float32(0)),
+        prompt_lengths=np.full(len(batch), prompt, dtype=np.int64),
     )
 
 
@@ -70,7 +90,8 @@ def with_own_logprobs(model: PreTrainedModel, batch: Batch) -> Batch:
     logprobs = batch.logprobs.copy()
     for index in range(len(batch)):
         rows = slice(batch.offsets[index], batch.offsets[index + 1])
-        scored, _ = trained_logprobs(model, pad(batch, np.array([index]), torch.device("cpu")))
+        pack = make_pack(batch, np.array([index]), torch.device("cpu"), pairs_per_token=0)
+        scored, _ = trained_logprobs(model, pack, OptimisationConfig())
         values = np.zeros(rows.stop - rows.start, dtype=np.float32)
         values[batch.trained[rows]] = scored.detach().numpy()
         logprobs[rows] = values

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from schemas.errors import TurnledgerError
 from schemas.tables import Turns
 from stages.optimisation import make_batch
-from stages.optimisation.batches import split_by_tokens
-from tests.stages.optimisation.optimisation_batches import advantages_of, ragged_batch
+from tests.stages.optimisation.optimisation_batches import advantages_of
 from tests.stages.rollout.rollout_policies import executions_of, prompts_of, turns_of
 
 PROMPTS = prompts_of({"a": [1, 2], "b": [3]})
@@ -37,6 +36,7 @@ def test_layout_token_for_token() -> None:
     advantages = [0, 0, 1.5, 1.5, 0, 0, 0, -2, 0, 0, 0.25, 0, 0, 0]
     assert batch.advantages.tolist() == np.float32(advantages).tolist()
     assert batch.offsets.tolist() == [0, 8, 11, 14]
+    assert batch.prompt_lengths.tolist() == [2, 2, 1]
     assert batch.temperatures.tolist() == [0.5] * 3
 
 
@@ -142,15 +142,3 @@ def test_any_layout_is_what_a_loop_makes_of_it(data: st.DataObject) -> None:
     assert batch.trained.tolist() == [advantage is not None for _, advantage, _ in flat]
     assert batch.advantages.tolist() == [advantage or 0.0 for _, advantage, _ in flat]
     assert batch.logprobs.tolist() == [0 if a is None else logprob for _, a, logprob in flat]
-
-
-@settings(deadline=None, max_examples=50)
-@given(lengths=st.lists(st.integers(2, 60), min_size=1, max_size=30), budget=st.integers(1, 200))
-def test_parts_hold_every_trajectory_once_within_the_budget(
-    lengths: list[int], budget: int
-) -> None:
-    batch = ragged_batch(lengths)
-    parts = list(split_by_tokens(batch, np.arange(len(batch)), budget))
-    assert sorted(np.concatenate(parts).tolist()) == list(range(len(batch)))
-    for part in parts:
-        assert len(part) == 1 or len(part) * batch.lengths[part].max() <= budget
