@@ -84,6 +84,8 @@ class StageRun:
     """Seed of a stage that draws at random."""
     libraries: tuple[str, ...] = ()
     """Distributions that decide the result by its settings, beside those of its stage."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of what decides the result in another process than this one."""
     compute: Callable[[], Produced]
     """Reads the inputs and does the work."""
     modules: tuple[str, ...] = ()
@@ -103,7 +105,7 @@ class StageRun:
             config=dict(self.config),
             inputs={name: ref.content for name, ref in self.inputs.items()},
             seed=self.seed,
-            libraries=_libraries(stage, self.libraries),
+            libraries={**_libraries(stage, self.libraries), **self.versions},
         )
 
 

@@ -39,6 +39,7 @@ from stages.prompts import (
 )
 from stages.randomness import derive_seed
 from stages.rollout import roll_out_turn
+from stages.rollout.vllm_server import release_of
 from stages.shards import take_shard
 from storage import load_problems
 from storage.checkpoints import load_policy, save_policy
@@ -256,11 +257,15 @@ def rollout_task(
         times = engine.with_prompts(timer.row(shard.number, turn, sampled["token_ids"]))
         return Produced(tables={"turns": sampled, "generation_times": times})
 
-    by_engine = {"dtype": sampling.vllm.dtype} if sampling.config.engine == "vllm" else {}
+    by_engine, versions = {}, {}
+    if sampling.config.engine == "vllm":
+        by_engine["dtype"] = sampling.vllm.dtype
+        versions["vllm"] = release_of(sampling.vllm).version
     return StageRun(
         place=place,
         slot=place.slot("rollout", shard=shard.number, turn=turn),
         modules=ENGINE_MODULES[sampling.config.engine],
+        versions=versions,
         config={
             **sampling.config.model_dump(
                 mode="json",

@@ -58,7 +58,7 @@ def check_inputs(
         ConfigError: If torch cannot use the device, snippets are to read what is no folder, or
             the package of the measure of similarity is missing.
         EmbeddingError: If the embedding model of the measure is no such model.
-        EngineError: If the environment of the vLLM server is missing.
+        EngineError: If the vLLM server is missing, or does not know the policy's heads.
         ExecutorError: If code cannot be isolated on this machine.
     """
     contents(place, config, reads)
@@ -69,14 +69,21 @@ def check_inputs(
         require_measure(config.similarity)
         embedding_model(config.similarity)
     if samples and config.rollout.engine == "vllm":
-        from stages.rollout.vllm_server import check_server
-
-        check_server(config.vllm)
+        _check_server(config)
     if runs_code:
         from flows.resources import try_executor
 
         readable_files(config.execution)
         try_executor(config.execution)
+
+
+def _check_server(config: RunConfig) -> None:
+    from stages.rollout.vllm_release import head_size
+    from stages.rollout.vllm_server import release_of
+
+    policy = config.policy
+    heads = policy.hidden_size // policy.heads if policy.path is None else head_size(policy.path)
+    release_of(config.vllm).refuse_heads(heads)
 
 
 def _check_device(device: str) -> None:

@@ -22,7 +22,8 @@ from schemas.errors import EngineError, PolicyError
 from stages.rollout.concurrency import EventLoop, Gate
 from stages.rollout.engine import Capabilities, Generations, Requests
 from stages.rollout.vllm_client import Row, ServerLost, VllmClient
-from stages.rollout.vllm_server import server_of
+from stages.rollout.vllm_release import head_size
+from stages.rollout.vllm_server import release_of, server_of
 from stages.rollout.weight_check import Forward, WeightCheck, check_weights, probe_requests
 
 _SHAPE = (
@@ -255,6 +256,7 @@ class VllmEngine:
                 return session
 
     def _start(self, policy: _Policy) -> _Session:
+        release_of(self._config).refuse_heads(head_size(policy.folder))
         self._server.start(policy.folder)
         session = self._loop.run(self._open(policy))
         self._clients.append(session.client)

@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -24,10 +25,10 @@ import httpx
 
 from schemas.config import VllmConfig
 from schemas.errors import EngineError
+from stages.rollout.vllm_release import EXTENSION, Release, installed_release
 
 KEY_VARIABLE = "TURNLEDGER_VLLM_API_KEY"
 """Environment variable with the key of a server that runs already."""
-EXTENSION = Path(__file__).with_name("vllm_extension")
 _KEEPER = Path(__file__).with_name("vllm_keeper.py")
 SERVED_NAME = "policy"
 _PORT_TRIES = 5
@@ -78,27 +79,18 @@ def server_of(config: VllmConfig) -> Server:
     return ServerProcess(config) if config.url is None else GivenServer(config)
 
 
-def check_server(config: VllmConfig) -> None:
-    """Refuses a configuration of which no server can come, before anything else is done.
+def release_of(config: VllmConfig) -> Release:
+    """Returns which vLLM samples, asked once a process; none is started.
 
     Raises:
-        EngineError: If there is no such python, or it has no vLLM.
+        EngineError: If there is no such python, it has no vLLM, or no server is at the address.
     """
-    if config.url is not None:
-        return
-    advice = "`make vllm` builds an environment for CPUs; or name the python of one with vLLM"
-    python = Path(config.python)
-    if not python.is_file() or not os.access(python, os.X_OK):
-        raise EngineError(f"vllm.python: {python} is no program: {advice}")
-    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
-    # Absolute, but not resolved: the link is what makes it the python of an environment.
-    command = [os.path.abspath(python), "-c", look]
-    try:
-        found = subprocess.run(command, capture_output=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise EngineError(f"vllm.python: {python} does not run as a python: {advice}") from error
-    if found.returncode != 0:
-        raise EngineError(f"vllm.python: {python} has no package vllm: {advice}")
+    return installed_release(config.python) if config.url is None else _given_release(config)
+
+
+@lru_cache
+def _given_release(config: VllmConfig) -> Release:
+    return GivenServer(config).release()
 
 
 class GivenServer:
@@ -119,14 +111,33 @@ class GivenServer:
         """Waits until it answers; which policy it holds is not looked at."""
         deadline = time.monotonic() + self._config.start_time_s
         while (status := health(self.url, self.headers)) != httpx.codes.OK:
-            if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-                raise EngineError(f"{self.name} does not take the key: put it into {KEY_VARIABLE}")
+            self._refuse_missing_key(status)
             if time.monotonic() > deadline:
                 raise EngineError(
                     f"{self.name} does not answer within {self._config.start_time_s:g} s: "
                     "look whether it runs"
                 )
             time.sleep(_HEALTH_EVERY_S)
+
+    def release(self) -> Release:
+        """Asks which vLLM it is.
+
+        Raises:
+            EngineError: If it does not say.
+        """
+        try:
+            response = _answer(f"{self.url}/version", self.headers)
+        except httpx.TransportError as error:
+            raise EngineError(f"{self.name} does not answer: look whether it runs") from error
+        self._refuse_missing_key(response.status_code)
+        try:
+            return Release(version=str(response.json()["version"]).partition("+")[0])
+        except (ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"{self.name} does not tell its version: is it one?") from error
+
+    def _refuse_missing_key(self, status: int | None) -> None:
+        if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise EngineError(f"{self.name} does not take the key: put it into {KEY_VARIABLE}")
 
     def stop(self) -> None:
         """Does nothing: it is not ours."""
@@ -156,7 +167,6 @@ class ServerProcess:
         Raises:
             EngineError: If it ends or does not answer in time, with the reason from its log.
         """
-        check_server(self._config)
         for _ in range(_PORT_TRIES):
             self.stop()
             port = _free_port()
@@ -251,11 +261,15 @@ class _Running:
 def health(url: str, headers: Mapping[str, str]) -> int | None:
     """Returns the status with which a server says whether it is well; null if it says nothing."""
     try:
-        # No proxy of the environment: what is at a loopback address is not behind one.
-        with httpx.Client(headers=headers, timeout=5.0, trust_env=False) as client:
-            return client.get(f"{url}/health").status_code
+        return _answer(f"{url}/health", headers).status_code
     except (httpx.RequestError, httpx.InvalidURL):
         return None
+
+
+def _answer(url: str, headers: Mapping[str, str]) -> httpx.Response:
+    # No proxy of the environment: what is at a loopback address is not behind one.
+    with httpx.Client(headers=headers, timeout=5.0, trust_env=False) as client:
+        return client.get(url)
 
 
 def _bearer(key: str) -> dict[str, str]:

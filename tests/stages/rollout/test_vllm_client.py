@@ -64,7 +64,7 @@ def completion(tokens: list[int], reason: str) -> bytes:
         "logprobs": {"token_logprobs": [-1.0] * len(tokens)},
         "finish_reason": reason,
     }
-    return json.dumps({"choices": [choice]}).encode()
+    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 2}}).encode()
 
 
 def complete(client: VllmClient) -> Coroutine[Any, Any, object]:

@@ -12,7 +12,7 @@ import pytest
 
 from schemas.config import VllmConfig
 from schemas.errors import EngineError
-from stages.rollout.vllm_server import _KEEPER, _cause, check_server
+from stages.rollout.vllm_server import _KEEPER, _cause, release_of
 from tests.stages.rollout.vllm_environment import processes_below
 
 CHILD = "import time; time.sleep(99)"
@@ -88,7 +88,7 @@ def test_a_stopped_server_is_ended_too(tmp_path: Path) -> None:
 )
 def test_a_python_without_vllm_is_refused_in_one_line(python: str, match: str) -> None:
     with pytest.raises(EngineError, match=match) as raised:
-        check_server(VllmConfig(python=python))
+        release_of(VllmConfig(python=python))
     assert "\n" not in str(raised.value)
 
 
