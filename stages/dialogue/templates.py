@@ -86,9 +86,18 @@ def around_problem(
         tools: As for `rendered`.
 
     Raises:
-        PolicyError: If the template does not write the problem as it is, once.
+        PolicyError: If the template does not write the problem as it is, once, or leaves another
+            opening message out.
     """
-    before, after = _cut(rendered(tokenizer, opening, tools=tools), PROBLEM)
+    text = rendered(tokenizer, opening, tools=tools)
+    for message in opening:
+        # Some strip what they write.
+        if str(message["content"]).strip() not in text:
+            raise PolicyError(
+                "the policy's chat template cannot be used: it does not write the message of role "
+                f"{message['role']}, so the policy would not be told what to do"
+            )
+    before, after = _cut(text, PROBLEM)
     return Around(before=before, after=after)
 
 

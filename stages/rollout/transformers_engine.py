@@ -37,6 +37,8 @@ PREFILL_TOKENS_ON_CPU = 1_024
 COMPACT_BELOW = 0.7
 """Finished rows are dropped when fewer than this share of the batch still runs."""
 MIB = 2**20
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers, in transformers' words, whose past is keys and values."""
 
 
 class TransformersEngine:
@@ -58,7 +60,11 @@ class TransformersEngine:
             policy_version: Version written beside everything it samples.
             cache_mib: Most memory for keys and values of the rows in a batch; one row may take
                 more.
+
+        Raises:
+            PolicyError: If the model does not attend to all of a context, or has no bound on it.
         """
+        _require_attention(model)
         self._model = model
         self._tokenizer = tokenizer
         self._policy_version = policy_version
@@ -79,7 +85,7 @@ class TransformersEngine:
     @property
     def max_context_tokens(self) -> int:
         """Most tokens of a context with its continuation."""
-        return int(self._model.config.max_position_embeddings)
+        return int(self._model.config.get_text_config().max_position_embeddings)
 
     def update_weights(self, folder: str, policy_version: int) -> None:
         """Samples from another policy of the same architecture from now on.
@@ -276,3 +282,16 @@ class TransformersEngine:
 
 def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in weights.items()}
+
+
+def _require_attention(model: PreTrainedModel) -> None:
+    """Refuses models whose past is more than keys and values, such as Mamba's or LFM2's."""
+    config = model.config.get_text_config()
+    other = set(getattr(config, "layer_types", None) or ()) - _ATTENTION
+    bound = getattr(config, "max_position_embeddings", None)
+    if model._is_stateful or other or not isinstance(bound, int):
+        raise PolicyError(
+            f"a policy of type {config.model_type} cannot be sampled from by the engine "
+            "transformers: it takes models whose layers all attend, within "
+            "max_position_embeddings tokens; try rollout.engine=vllm"
+        )

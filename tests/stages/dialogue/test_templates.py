@@ -91,3 +91,9 @@ def test_a_template_that_cannot_be_cut_is_refused_in_one_line(template: str, mes
         around_observation(chat_tokenizer(template), OPENING)
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_template_that_leaves_the_instructions_out_is_refused() -> None:
+    template = "{% for m in messages if m.role != 'system' %}[{{ m.content }}]{% endfor %}"
+    with pytest.raises(PolicyError, match="does not write the message of role system"):
+        around_problem(chat_tokenizer(template), OPENING)

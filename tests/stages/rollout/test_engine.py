@@ -9,7 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Lfm2Config,
+    MambaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from schemas.errors import PolicyError
 from stages.rollout import decoding, transformers_engine
@@ -319,6 +326,31 @@ def test_a_window_shorter_than_the_context_is_refused() -> None:
     engine = wrapped(random_model("mistral", window=8))
     with pytest.raises(PolicyError, match="attends to 8 tokens at most, 53 are needed"):
         engine.generate(requests(ragged_contexts(RAGGED)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2),
+        MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1),
+        Lfm2Config(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            layer_types=["conv", "full_attention"],
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_models_with_another_past_than_keys_and_values_are_refused(
+    config: PreTrainedConfig,
+) -> None:
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(PolicyError, match=f"type {config.model_type} cannot be sampled from"):
+        TransformersEngine(model, letters_tokenizer(), policy_version=0)
 
 
 def test_weights_that_diverged_are_refused() -> None:
