@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from schemas.errors import ConfigError
 from schemas.reward_components import RewardComponents
@@ -66,6 +66,15 @@ class ColdStartConfig(Section):
     warmup_steps: int = Field(20, ge=0)
 
 
+def _usable(temperature: float) -> float:
+    if 0 < temperature < 0.01:
+        raise ValueError("must be 0, which samples greedily, or at least 0.01")
+    return temperature
+
+
+Temperature = Annotated[float, Field(ge=0), AfterValidator(_usable)]
+
+
 class RolloutConfig(Section):
     """Sampling of trajectories."""
 
@@ -85,8 +94,8 @@ class RolloutConfig(Section):
     dialogue: DialogueFormat = "tags"
     """`tags` are control tokens that the cold start teaches; `text` are tags in plain text, for
     pretrained models; `chat` are tool calls through the model's own chat template."""
-    temperature: float = Field(1.0, ge=0)
-    """0 samples greedily."""
+    temperature: Temperature = 1.0
+    """0 samples greedily; else at least 0.01, for vLLM raises to that what is below."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Share of probability that is sampled from, the likeliest tokens first."""
     top_k: int = Field(0, ge=0)
@@ -231,7 +240,7 @@ class EvaluationConfig(Section):
     samples: int = Field(4, ge=1)
     """Samples a problem, k of avg@k."""
     shards: int = Field(2, ge=1)
-    temperature: float = Field(1.0, ge=0)
+    temperature: Temperature = 1.0
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     path: str | None = None
