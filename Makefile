@@ -62,6 +62,8 @@ bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
 	$(VENV)/bin/python -m benchmarks.similarity
 	$(VENV)/bin/python -m benchmarks.grading
 	$(VENV)/bin/python -m benchmarks.credit
+	$(VENV)/bin/python -m benchmarks.optimisation
+	$(VENV)/bin/python -m benchmarks.optimisation --memory
 
 clean:  ## Removes the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

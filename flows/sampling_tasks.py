@@ -29,10 +29,10 @@ from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
 from schemas.tables import Problems, TurnRewards, Turns
 from stages.cold_start import start_policy
 from stages.execution import execute_turns
+from stages.further_groups import further_groups
 from stages.prompts import (
     embedded_problems,
     further_embedded_problems,
-    further_groups,
     make_prompts,
     pick_further_problems,
     pick_problems,
@@ -205,6 +205,7 @@ def further_prompts_task(
     return StageRun(
         place=place,
         slot=place.slot("prompts", shard=round_index),
+        modules=("stages.further_groups",),
         config={
             "prompts": config.rollout.prompts,
             "round": round_index,

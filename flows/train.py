@@ -14,7 +14,11 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.artifacts import EventLog, publish_accuracy, publish_iteration
 from flows.binding import Place, freeze_code
-from flows.credit_tasks import advantages_task, evaluation_task, optimisation_task
+from flows.credit_tasks import (
+    advantages_task,
+    evaluation_task,
+    optimisation_task,
+)
 from flows.events import listening
 from flows.outside import problem_sections
 from flows.policies import stored_policy

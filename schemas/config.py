@@ -225,7 +225,7 @@ class OptimisationConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Numbers that forward and backward pass compute with; weights stay as they are."""
     recompute_activations: bool = False
-    """Whether the backward pass computes each block anew: less memory, about a third slower."""
+    """Whether the backward pass computes each block anew: less memory, and slower."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.28, gt=0)
     gradient_clip: float = Field(1.0, gt=0)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from schemas.errors import TurnledgerError
-from schemas.tables import Problems, Prompts, TurnRewards
+from schemas.tables import Problems, Prompts
 from stages.cold_start.families import EmbeddedProblem, Split, draw_problems
 from stages.randomness import derive_seed
 
@@ -105,28 +105,6 @@ def pick_problems(
     picked = asked[start - (last_pass + 1) * size :][:count]
     rows: pl.DataFrame = problems[picked.tolist()]
     return Problems.validate(rows)
-
-
-def further_groups(turn_rewards: dy.DataFrame[TurnRewards], wanted: int) -> int:
-    """Says how many groups to ask next, so that enough of them vary in outcome.
-
-    A group that is all right or all wrong teaches nothing; DAPO samples on until the batch is
-    full of others (arXiv 2503.14476, dynamic sampling). So many are asked that, if as large a
-    share of them varies as before, none is missing after.
-
-    Args:
-        turn_rewards: Of all groups asked so far. A trajectory without outcome does not count.
-        wanted: Groups that shall vary.
-
-    Returns:
-        0 if enough vary, else 1 to `wanted`.
-    """
-    outcomes = pl.col("outcome").drop_nulls()
-    varies = turn_rewards.group_by("task_id").agg(varies=outcomes.n_unique() > 1)["varies"]
-    varying, asked = int(varies.sum()), len(varies)
-    if varying >= wanted:
-        return 0
-    return min(wanted, math.ceil((wanted - varying) * asked / max(varying, 1)))
 
 
 def further_embedded_problems(

@@ -21,7 +21,7 @@ from schemas.upgrades import UPGRADES, missing_upgrades, upgraded
 PINNED: dict[str, dict[int, str]] = {
     "problems": {1: "3028e54617a73214"},
     "rejected_problems": {1: "d771c3822e00bac1"},
-    "prompts": {1: "c2ebe610a3b87181"},
+    "prompts": {1: "c2ebe610a3b87181", 2: "3d8eb2a03166bdf5"},
     "turns": {1: "81b17a9da8d2877c", 2: "4ab0411be75fd5d6"},
     "generation_times": {1: "65d642fcdae70bd6", 2: "a70a51173fae432f"},
     "execution_times": {1: "65d642fcdae70bd6"},

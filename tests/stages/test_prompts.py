@@ -7,21 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from schemas.config import ColdStartConfig, ExecutionConfig, TurnRewardsConfig
+from schemas.config import ColdStartConfig, ExecutionConfig
 from schemas.errors import TurnledgerError
-from schemas.tables import Executions, Problems, Prompts, TurnRewards
+from schemas.tables import Problems, Prompts
 from stages.cold_start.demonstrations import make_demonstrations
 from stages.prompts import (
     embedded_problems,
     further_embedded_problems,
-    further_groups,
     make_prompts,
     pick_further_problems,
     pick_problems,
 )
 from stages.shards import take_shard
-from stages.turn_rewards import score_turns
-from tests.stages.reward_frames import LAW, prompts_frame, turns_frame
+from tests.stages.reward_frames import LAW, prompts_frame
 
 LEVELS = (1, 2, 3)
 SEEDS = st.integers(0, 2**31)
@@ -181,44 +179,6 @@ def test_shards_differ_in_size_by_one_group_at_most(groups: int, shards: int) ->
 
 
 # further rounds
-
-
-def outcomes(*groups: str) -> dy.DataFrame[TurnRewards]:
-    """Scores groups of trajectories: `r` is a right one, `w` a wrong one."""
-    answers = {"r": "1", "w": "2"}
-    turns = turns_frame(
-        {
-            (f"task{number}", sample): [{"answer": answers[outcome]}]
-            for number, group in enumerate(groups)
-            for sample, outcome in enumerate(group)
-        }
-    )
-    asked = prompts_frame({f"task{number}": "1" for number in range(len(groups))})
-    return score_turns(asked, turns, Executions.create_empty(), TurnRewardsConfig())
-
-
-@pytest.mark.parametrize(
-    ("groups", "wanted", "further"),
-    [
-        (["rw", "wr"], 2, 0),
-        (["rw", "wr", "rrw"], 2, 0),
-        (["rw", "ww"], 2, 2),  # one is missing, and every other one varies
-        (["rw", "ww", "rr", "wr"], 3, 2),
-        (["ww", "rr", "ww"], 3, 3),  # none varies: as many again
-        (["rw", *["ww"] * 9], 4, 4),  # 30 would be needed; never more than a batch
-    ],
-)
-def test_so_many_further_groups_are_asked_as_are_missing(
-    groups: list[str], wanted: int, further: int
-) -> None:
-    assert further_groups(outcomes(*groups), wanted=wanted) == further
-
-
-def test_a_trajectory_without_outcome_makes_no_group_vary() -> None:
-    scored = outcomes("rw", "rw")
-    first_wrong = (pl.col("task_id") == "task0") & (pl.col("sample_index") == 1)
-    lost = scored.with_columns(outcome=pl.when(~first_wrong).then("outcome"))
-    assert further_groups(TurnRewards.cast(lost), wanted=2) == 2
 
 
 @LAW
