@@ -20,12 +20,18 @@ from stages.execution._outputs import Outputs, drain
 
 SETUP_TIME_S: Final = 20.0
 """Longest time from fork to the first line of the snippet; beyond it the machine has failed."""
-MOST_WALL_TIMES: Final = 4
-"""A snippet that waits for a processor gets more time, but no more than so many times its own."""
+MOST_WALL_TIMES: Final = 10
+"""A snippet that waits for a processor gets more time, but no more than so many times its own.
+
+One that gave way beside busy processes may get a twentieth of a processor.
+"""
 
 _LONG_S = 0.05
 """After so long a snippet gives way to those that have just begun."""
 _GIVING_WAY = 10
+
+_LOOK_S = 0.25
+"""How often a watcher looks how long a snippet has waited for a processor."""
 
 _NOTE_BYTES = 4096
 
@@ -60,8 +66,8 @@ def watch(
     ended = False
     while not ended:
         ready = {fd for fd, _ in poller.poll(watched.patience_ms())}
-        if not ready:
-            watched.on_silence()
+        if end_fd not in ready:
+            watched.do_what_is_due()
         if stop_fd in ready:
             poller.unregister(stop_fd)
             watched.kill("output_limit")
@@ -107,30 +113,48 @@ class _Watched:
         self._deadline = self.started + SETUP_TIME_S
         self._last_deadline = self._deadline
         self._gives_way_at = float("inf")
-        self._waited_before_s = 0.0
+        self._next_look = float("inf")
+        self._waited_s = 0.0
+        self._waited_by_thread: dict[str, float] = {}
 
     def patience_ms(self) -> float | None:
         """Returns how long to wait for a sign of life; without end once it has been killed."""
         if self.killed_for is not None:
             return None
-        return max(0.0, min(self._deadline, self._gives_way_at) - time.monotonic()) * 1000
+        due = min(self._deadline, self._gives_way_at, self._next_look)
+        return max(0.0, due - time.monotonic()) * 1000
 
-    def on_silence(self) -> None:
-        """Does what is due once the patience is over: lets the child give way, or ends it."""
+    def do_what_is_due(self) -> None:
+        """Lets the child give way, looks how long it has waited, and ends it when its time is up."""
         now = time.monotonic()
         if now >= self._gives_way_at:
             self._gives_way_at = float("inf")
             # Gone, or not ours to touch as an ordinary user: then it is only slower for others.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.setpriority(os.PRIO_PGRP, self._pid, _GIVING_WAY)
-        if now < self._deadline:
-            return
-        # Time in which it was ready to run and had no processor is not its own: a busy machine
-        # would turn right answers into timeouts.
-        own_s = now - self.started - (_waited_s(self._pid) - self._waited_before_s)
-        self._deadline = min(now + self._wall_time_s - own_s, self._last_deadline)
-        if self._deadline - now < 0.001:
-            self.kill("timeout")
+        if now >= min(self._next_look, self._deadline):
+            self._look(now)
+        if now >= self._deadline:
+            # Time in which it was ready to run and had no processor is not its own: a busy machine
+            # would turn right answers into timeouts.
+            own_s = now - self.started - self._waited_s
+            self._deadline = min(now + self._wall_time_s - own_s, self._last_deadline)
+            if self._deadline - now < 0.001:
+                self.kill("timeout")
+
+    def _look(self, now: float) -> None:
+        """Adds what the child has waited since the last look.
+
+        Of several threads, the one that waited longest counts; at each look anew, since threads
+        take turns and end. A look that comes late counts too: a virtual machine that is paused,
+        or whose processors are given to others, stands still while the clock goes on.
+        """
+        before, self._waited_by_thread = self._waited_by_thread, _waited_s(self._pid)
+        waited = (s - before.get(thread, 0.0) for thread, s in self._waited_by_thread.items())
+        late_s = now - self._next_look  # below zero before the first look is due
+        self._waited_s += max(0.0, late_s, *waited)
+        self._last_deadline += max(0.0, late_s)
+        self._next_look = now + _LOOK_S
 
     def kill(self, reason: str) -> None:
         self.killed_for = self.killed_for or reason
@@ -145,20 +169,27 @@ class _Watched:
             self._deadline = self.started + self._wall_time_s
             self._last_deadline = self.started + MOST_WALL_TIMES * self._wall_time_s
             self._gives_way_at = self.started + _LONG_S
-            self._waited_before_s = _waited_s(self._pid)
+            self._next_look = self.started + _LOOK_S
+            self._waited_by_thread = _waited_s(self._pid)
         return is_open and len(self.note) < _NOTE_BYTES
 
 
-def _waited_s(pid: int) -> float:
-    """Returns how long the thread of a process that waited longest had no processor to run on."""
-    waited = [0.0]
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
+def _waited_s(pid: int) -> dict[str, float]:
+    """Returns for each thread of a process how long it had no processor to run on."""
+    waited = {}
+    for thread in _listed(f"/proc/{pid}/task"):
+        # It may have ended since, and not every kernel counts.
+        with contextlib.suppress(OSError, IndexError):
             with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:
-                waited.append(int(file.read().split()[1]) / 1e9)
-    except (OSError, IndexError):  # one has ended, or the kernel does not count
-        pass
-    return max(waited)
+                waited[thread] = int(file.read().split()[1]) / 1e9
+    return waited
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _kill(pid: int) -> None:

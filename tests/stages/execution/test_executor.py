@@ -44,6 +44,11 @@ def children_named(name: str) -> list[int]:
     return found
 
 
+def processes_under(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(found for child in children for found in processes_under(int(child)))]
+
+
 def test_order_is_kept_with_mixed_durations(executor):
     codes = [f"import time; time.sleep({0.05 * (i % 3)}); print({i})" for i in range(12)]
     rows = executor.execute(snippet_frame(codes))
@@ -194,6 +199,26 @@ def test_waiting_for_a_processor_is_not_held_against_a_thread_either():
     executor = isolated(wall_time_s=2.0, workers=2)
     rows = executor.execute(snippet_frame([work] * 16))
     assert rows["status"].to_list() == ["ok"] * 16
+
+
+def test_time_in_which_the_machine_stood_still_is_not_held_against_a_snippet():
+    """As where a virtual machine is paused: all of the sandbox stops, and the clock goes on."""
+    others = set(children_named("bwrap"))
+    executor = isolated(wall_time_s=3.0, workers=1)
+    run_one(executor, "print(1)")
+    (ours,) = set(children_named("bwrap")) - others
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(run_one, executor, "import time; time.sleep(1); print(1)")
+        time.sleep(0.5)
+        inside = processes_under(ours)
+        for pid in inside:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(4)
+        for pid in reversed(inside):
+            os.kill(pid, signal.SIGCONT)
+        row = answer.result()
+    assert (row["status"], row["stdout"]) == ("ok", "1\n")
+    assert row["wall_s"] > 4
 
 
 def test_an_interrupt_waits_only_for_what_is_in_flight():
