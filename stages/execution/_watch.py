@@ -125,7 +125,7 @@ class _Watched:
         return max(0.0, due - time.monotonic()) * 1000
 
     def do_what_is_due(self) -> None:
-        """Lets the child give way, looks how long it has waited, and ends it when its time is up."""
+        """Lets the child give way, looks how long it has waited, ends it when its time is up."""
         now = time.monotonic()
         if now >= self._gives_way_at:
             self._gives_way_at = float("inf")
@@ -179,9 +179,9 @@ def _waited_s(pid: int) -> dict[str, float]:
     waited = {}
     for thread in _listed(f"/proc/{pid}/task"):
         # It may have ended since, and not every kernel counts.
-        with contextlib.suppress(OSError, IndexError):
-            with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:
-                waited[thread] = int(file.read().split()[1]) / 1e9
+        path = f"/proc/{pid}/task/{thread}/schedstat"
+        with contextlib.suppress(OSError, IndexError), open(path, "rb") as file:
+            waited[thread] = int(file.read().split()[1]) / 1e9
     return waited
 
 
