@@ -20,16 +20,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from schemas.config import OptimisationConfig
+from schemas.optimisation import OptimisationConfig
 from stages.optimisation import Batch
 from stages.optimisation.forward import pairs_per_token, trained_logprobs
-from stages.optimisation.losses import clipped_token_loss
+from stages.optimisation.losses import Tokens, clipped
 from stages.optimisation.packing import make_pack, split_by_tokens
 
 CPU = torch.device("cpu")
@@ -57,6 +58,13 @@ def make_batch(answers: NDArray[np.int64], *, prompt: int, vocabulary: int, seed
         trained=trained,
         logprobs=np.where(trained, -np.log(vocabulary), 0).astype(np.float32),
         advantages=np.where(trained, random.standard_normal(len(trained)), 0).astype(np.float32),
+        turns=np.where(trained, np.repeat(np.arange(rows), [len(row) for row in ids]), -1),
+        turn_keys=pl.DataFrame(
+            {"task_id": [f"t{i // GROUP}" for i in range(rows)]},
+        ).with_columns(
+            sample_index=pl.int_range(rows, dtype=pl.Int32) % GROUP,
+            turn_index=pl.lit(0, pl.Int32),
+        ),
         temperatures=np.ones(rows, dtype=np.float32),
         top_ps=np.ones(rows, dtype=np.float32),
         top_ks=np.zeros(rows, dtype=np.int64),
@@ -81,6 +89,20 @@ def make_model(hidden: int, vocabulary: int) -> PreTrainedModel:
     return Qwen3ForCausalLM(config).eval()
 
 
+def of_one_turn(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor
+) -> Tokens:
+    """Returns tokens for a loss that looks at each by itself."""
+    nothing = torch.zeros(len(logprobs), dtype=torch.long)
+    return Tokens(
+        logprobs=logprobs,
+        old_logprobs=old_logprobs,
+        advantages=advantages,
+        trajectories=nothing,
+        turns=nothing,
+    )
+
+
 def packed(shares: bool) -> Step:
     """Returns the project's own way, with or without sharing the prompt of a group."""
 
@@ -91,7 +113,8 @@ def packed(shares: bool) -> Step:
         for part in split_by_tokens(batch, everything, limit, pairs_per_token=pairs):
             pack = make_pack(batch, part, CPU, pairs_per_token=pairs)
             logprobs, _ = trained_logprobs(model, pack, config)
-            found = clipped_token_loss(logprobs, pack.logprobs, pack.advantages, config)
+            old, advantages = pack.of(batch.logprobs), pack.of(batch.advantages)
+            found = clipped(of_one_turn(logprobs, old, advantages), config)
             (found.loss.sum() / int(batch.trained.sum())).backward()
 
     return step
@@ -116,7 +139,7 @@ def padded(model: PreTrainedModel, batch: Batch, config: OptimisationConfig) -> 
         distribution = torch.log_softmax(logits.float(), dim=-1)
         logprobs = distribution.gather(2, columns["token_ids"][:, 1:, None])[..., 0][chosen]
         old, advantages = columns["logprobs"][:, 1:][chosen], columns["advantages"][:, 1:][chosen]
-        found = clipped_token_loss(logprobs, old, advantages, config)
+        found = clipped(of_one_turn(logprobs, old, advantages), config)
         (found.loss.sum() / int(batch.trained.sum())).backward()
 
 

@@ -316,7 +316,8 @@ def measure_optimisation(bench: Bench, batch: Batch, figures: Figures) -> None:
     """Adds tokens a second of the optimiser steps of one iteration, forward and backward."""
     model = copy.deepcopy(bench.started.model)
     started = time.perf_counter()
-    updates, _ = optimise(model, batch, bench.config.optimisation, optimiser_state=None, seed=SEED)
+    config = bench.config.optimisation
+    updates = optimise(model, batch, config, optimiser_state=None, seed=SEED).updates
     seconds = time.perf_counter() - started
     figures.add(
         optimisation_tokens_per_s=len(batch.token_ids) / seconds,

@@ -118,7 +118,7 @@ STAGES: dict[str, StageSpec] = {
     ),
     "optimisation": StageSpec(
         code=("stages.optimisation", "storage.checkpoints"),
-        tables=("updates",),
+        tables=("updates", "turn_updates", "optimisation_faults"),
         makes_policy=True,
         libraries=("torch", "transformers"),
         sections=("optimisation",),

@@ -4,7 +4,9 @@ Each function describes a stage run; the closure inside reads the inputs, hands 
 stage and names what comes back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -17,6 +19,7 @@ from flows.stage_tasks import stage_task
 from flows.task_inputs import (
     Shard,
     Trajectories,
+    UpdateStart,
     numbered,
     read_trajectories,
     read_turns,
@@ -26,11 +29,11 @@ from schemas.config import (
     AdvantagesConfig,
     ComputeConfig,
     EvaluationConfig,
-    OptimisationConfig,
     SimilarityConfig,
     TurnRewardsConfig,
 )
-from schemas.refs import CheckpointRef, StageOutput, TableRef
+from schemas.optimisation import OptimisationConfig
+from schemas.refs import Ref, StageOutput, TableRef
 from schemas.tables import (
     Advantages,
     ShapedRewards,
@@ -38,7 +41,7 @@ from schemas.tables import (
 )
 from stages.advantages import estimate_advantages
 from stages.evaluation import evaluate
-from stages.optimisation import make_batch, optimise
+from stages.optimisation import Update, make_batch, optimise, refuse_other_policies, score_batch
 from stages.shards import take_shard
 from stages.similarity import require_measure, shape_rewards
 from stages.turn_rewards import score_turns
@@ -130,43 +133,75 @@ def optimisation_task(
     place: Place,
     rolled_out: Trajectories,
     advantages: TableRef,
-    policy: CheckpointRef,
+    start: UpdateStart,
     config: OptimisationConfig,
     compute_config: ComputeConfig,
-    seed: int,
 ) -> StageRun:
-    """Updates the policy and stores the next checkpoint."""
+    """Updates the policy and stores the next checkpoint; none if a guard stopped the update."""
     slot = place.slot("optimisation")
+    before = start.policy
 
     def compute() -> Produced:
         store = place.open()
         credit = Advantages.validate(store.read(advantages))
-        batch = make_batch(*read_trajectories(place, rolled_out), credit)
-        folder = store.path(policy)
-        model, tokenizer = load_policy(folder, device=compute_config.device)
-        updates, state = on_torch_thread(
-            compute_config,
-            lambda: optimise(
+        prompts, turns, executions = read_trajectories(place, rolled_out)
+        refuse_other_policies(turns, start.sampler_version)
+        batch = make_batch(prompts, turns, executions, credit)
+        folder = store.path(before)
+        told = partial(tell_progress, slot)
+
+        def work() -> tuple[Update, Callable[[Path], None] | None]:
+            reference = None
+            if start.reference is not None:
+                other, _ = load_policy(store.path(start.reference), device=compute_config.device)
+                reference = score_batch(other, batch, config)
+                del other
+            model, tokenizer = load_policy(folder, device=compute_config.device)
+            update = optimise(
                 model,
                 batch,
                 config,
                 optimiser_state=load_optimiser_state(folder),
-                seed=seed,
-                on_step=lambda step, steps: tell_progress(slot, f"step {step} of {steps}"),
-            ),
-        )
+                seed=start.seed,
+                iteration=place.iteration,
+                iterations=start.iterations,
+                reference_logprobs=reference,
+                on_progress=told,
+            )
+            state = update.optimiser_state
+            if state is None:
+                return update, None
+            return update, lambda out: save_policy(out, model, tokenizer, state)
+
+        update, writer = on_torch_thread(compute_config, work)
         return Produced(
-            tables={"updates": updates},
-            checkpoint_writer=lambda out: save_policy(out, model, tokenizer, state),
-            policy_version=policy.policy_version + 1,
+            tables={
+                "updates": update.updates,
+                "turn_updates": update.turn_updates,
+                "optimisation_faults": update.faults,
+            },
+            checkpoint_writer=writer,
+            policy_version=None if writer is None else before.policy_version + 1,
         )
 
+    inputs: dict[str, Ref] = {
+        **rolled_out.inputs(),
+        "advantages": advantages,
+        "policy": before,
+    }
+    if start.reference is not None:
+        inputs["reference"] = start.reference
+    settings = config.model_dump(mode="json")
+    if config.warmup_iterations or config.schedule != "constant":
+        settings["iteration"] = place.iteration
+    if config.schedule != "constant":
+        settings["iterations"] = start.iterations
     return StageRun(
         place=place,
         slot=slot,
-        config=config.model_dump(mode="json"),
-        inputs={**rolled_out.inputs(), "advantages": advantages, "policy": policy},
-        seed=seed,
+        config=settings,
+        inputs=inputs,
+        seed=start.seed,
         compute=compute,
     )
 

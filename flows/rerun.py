@@ -192,7 +192,7 @@ def _policies_needed(iteration: int, scope: Scope, config: RunConfig) -> list[in
     if samples or scope.computes("rollout"):
         needed.append(sampler_of(iteration, config))
     if scope.computes("optimisation"):
-        needed.append(iteration - 1)
+        needed += [iteration - 1] + ([0] if config.optimisation.reference_kl else [])
     return needed
 
 
@@ -236,7 +236,8 @@ def _learn_again(
     if not scope.computes("optimisation"):
         return None
     before = _needed(policies[old.iteration - 1], old)
-    return update_policy(new, rolled_out, advantages, before, config)
+    reference = _needed(policies[0], old) if config.optimisation.reference_kl else None
+    return update_policy(new, rolled_out, advantages, before, reference, config)
 
 
 def _rewards(

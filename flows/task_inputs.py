@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.binding import Place
 from flows.events import StageEvent, tell
 from schemas.config import ComputeConfig, RolloutConfig, VllmConfig
-from schemas.refs import FOREIGN, Ref, StageOutput, TableRef
+from schemas.refs import FOREIGN, CheckpointRef, Ref, StageOutput, TableRef
 from schemas.tables import Executions, Prompts, Turns
 from storage import Slot
 from storage.digests import digest_of_files, file_digest
@@ -40,6 +40,21 @@ class Sampling(BaseModel):
     config: RolloutConfig
     compute: ComputeConfig
     vllm: VllmConfig
+    seed: int
+
+
+class UpdateStart(BaseModel):
+    """What an update begins with, and where in its run it stands."""
+
+    model_config = ConfigDict(frozen=True)
+
+    policy: CheckpointRef
+    reference: CheckpointRef | None
+    """Policy that the update is held near to; null where it is not."""
+    sampler_version: int
+    """Version of the policy that sampled."""
+    iterations: int
+    """Iterations of the run."""
     seed: int
 
 

@@ -34,10 +34,11 @@ from flows.rollouts import (
 )
 from flows.sampling_tasks import cold_start_task, problems_task
 from flows.stage_tasks import planner_at_work
-from flows.task_inputs import Trajectories
+from flows.task_inputs import Trajectories, UpdateStart
 from schemas.config import RunConfig
-from schemas.errors import ProblemFileError
+from schemas.errors import ProblemFileError, StageError
 from schemas.refs import CheckpointRef, StageOutput
+from schemas.tables import TURN_KEY
 from stages.randomness import derive_seed
 
 freeze_code()
@@ -120,7 +121,7 @@ def training(
         # Submitted once nothing of this iteration waits for a thread any more.
         ahead = roll_out(iteration + 1) if config.rollout.stale and not is_last else None
         policies[iteration] = update_policy(
-            here, rolled_out, advantages, policies[iteration - 1], config
+            here, rolled_out, advantages, policies[iteration - 1], first, config
         )
         if is_evaluated(iteration, config):
             evaluate_policy(here, policies[iteration], first, problems, config)
@@ -216,15 +217,58 @@ def update_policy(
     rolled_out: Trajectories,
     advantages: StageOutput,
     policy: CheckpointRef,
+    first: CheckpointRef | None,
     config: RunConfig,
 ) -> CheckpointRef:
-    """Returns the policy after the optimiser steps of an iteration."""
-    seed = derive_seed(config.seed, "optimisation", place.iteration)
-    credit = advantages.tables["advantages"]
-    return policy_of(
-        optimisation_task(
-            place, rolled_out, credit, policy, config.optimisation, config.compute, seed
-        )
+    """Returns the policy after the optimiser steps of an iteration.
+
+    Args:
+        place: The iteration.
+        rolled_out: Its rollout.
+        advantages: Its credit.
+        policy: What the update begins with.
+        first: Policy of iteration 0, the reference; needed only if `reference_kl` is not 0.
+        config: Settings of the run.
+
+    Raises:
+        StageError: If a guard stopped the update.
+    """
+    start = UpdateStart(
+        policy=policy,
+        reference=first if config.optimisation.reference_kl else None,
+        sampler_version=sampler_of(place.iteration, config),
+        iterations=config.iterations,
+        seed=derive_seed(config.seed, "optimisation", place.iteration),
+    )
+    output = optimisation_task(
+        place,
+        rolled_out,
+        advantages.tables["advantages"],
+        start,
+        config.optimisation,
+        config.compute,
+    )
+    refuse_stopped_update(place, output)
+    return policy_of(output)
+
+
+def refuse_stopped_update(place: Place, output: StageOutput) -> None:
+    """Tells why an update made no policy.
+
+    Raises:
+        StageError: If a guard stopped it, naming the first turn at fault and what to do.
+    """
+    faults = output.tables.get("optimisation_faults")
+    if output.checkpoint is not None or faults is None or not faults.rows:
+        return
+    turn = place.open().read(faults).row(0, named=True)
+    key = tuple(turn[name] for name in TURN_KEY)
+    value = "" if turn["value"] is None else f" of {turn['value']:.3g} nats a token"
+    raise StageError(
+        f"the update of iteration {place.iteration} was stopped before step {turn['step']}: "
+        f"{turn['reason']}{value} at turn {key}, one of {faults.rows}; they are in the table "
+        f"optimisation_faults. Go on in a branch: turnledger rerun optimisation --run {place.run} "
+        f"--iteration {place.iteration} --into NAME --set learning_rate=..."
     )
 
 

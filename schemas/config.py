@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from schemas.errors import ConfigError
+from schemas.optimisation import OptimisationConfig
 from schemas.reward_components import RewardComponents
 from schemas.section import Section
 
@@ -211,24 +212,6 @@ class AdvantagesConfig(Section):
     groups_without_outcome_variance: Literal["drop", "keep", "scale"] = "drop"
     """Groups that are all right or all wrong: the paper does not say; noise if kept. `scale`
     divides by the standard deviation of the batch in place of their own."""
-
-
-class OptimisationConfig(Section):
-    """Clipped policy update."""
-
-    learning_rate: float = Field(2.5e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    minibatches: int = Field(2, ge=1)
-    """Optimiser steps of an iteration."""
-    micro_batch_tokens: int = Field(4_096, ge=1)
-    """Tokens of one forward pass; a trajectory longer than that has one of its own."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Numbers that forward and backward pass compute with; weights stay as they are."""
-    recompute_activations: bool = False
-    """Whether the backward pass computes each block anew: less memory, and slower."""
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.28, gt=0)
-    gradient_clip: float = Field(1.0, gt=0)
 
 
 class EvaluationConfig(Section):

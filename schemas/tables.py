@@ -15,7 +15,9 @@ from enum import StrEnum
 import dataframely as dy
 import polars as pl
 
+from schemas.columns import category
 from schemas.reward_components import COMPONENTS
+from schemas.update_tables import OptimisationFaults, TurnUpdates, Updates
 
 GROUP_KEY = ("task_id",)
 TRAJECTORY_KEY = ("task_id", "sample_index")
@@ -116,10 +118,6 @@ class Excluded(StrEnum):
     """All returns of the normalisation set are equal: there is nothing to learn from."""
 
 
-def _category(values: type[StrEnum], doc: str, *, nullable: bool = False) -> dy.Enum:
-    return dy.Enum([v.value for v in values], nullable=nullable, metadata={"doc": doc})
-
-
 class Problems(dy.Schema):
     """A problem set, one row a task, before any prompt is made of it."""
 
@@ -192,11 +190,11 @@ class Turns(dy.Schema):
         dy.Float32(),
         metadata={"doc": "[turn_tokens] natural log-probability of each token when sampled."},
     )
-    finish_reason = _category(FinishReason, "Why generation stopped.")
+    finish_reason = category(FinishReason, "Why generation stopped.")
     reasoning = dy.String(metadata={"doc": "Text before the tool call or answer."})
     code = dy.String(nullable=True, metadata={"doc": "Code of the tool call; null without one."})
     answer = dy.String(nullable=True, metadata={"doc": "Final answer; null without one."})
-    parse_error = _category(
+    parse_error = category(
         ParseError, "What is wrong with the call or answer; null if nothing.", nullable=True
     )
     temperature = dy.Float32(
@@ -223,7 +221,7 @@ class Executions(dy.Schema):
     task_id = dy.String(primary_key=True, metadata={"doc": "Group of the turn."})
     sample_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Trajectory in its group."})
     turn_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Turn that held the code."})
-    status = _category(ExecutionStatus, "What happened, decided by the parent process.")
+    status = category(ExecutionStatus, "What happened, decided by the parent process.")
     stdout = dy.String(metadata={"doc": "Standard output, cut at the output limit."})
     stderr = dy.String(metadata={"doc": "Standard error, cut at the output limit."})
     exit_code = dy.Int32(nullable=True, metadata={"doc": "Exit code; null when killed."})
@@ -279,8 +277,8 @@ class TurnRewards(dy.Schema):
     sample_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Trajectory in its group."})
     turn_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Turn in its trajectory."})
     is_last = dy.Bool(metadata={"doc": "Whether the turn ends its trajectory."})
-    verdict = _category(Verdict, "Grading of the trajectory; null if excluded.", nullable=True)
-    grading_method = _category(
+    verdict = category(Verdict, "Grading of the trajectory; null if excluded.", nullable=True)
+    grading_method = category(
         GradingMethod,
         "What decided the verdict; null if excluded, and in files of schema 1.",
         nullable=True,
@@ -310,7 +308,7 @@ class TurnRewards(dy.Schema):
         min=0,
         metadata={"doc": "Number within the group of what the environment has shown before."},
     )
-    excluded = _category(Excluded, "Why the turn is left out; null if it counts.", nullable=True)
+    excluded = category(Excluded, "Why the turn is left out; null if it counts.", nullable=True)
 
 
 class ShapedRewards(dy.Schema):
@@ -319,7 +317,7 @@ class ShapedRewards(dy.Schema):
     task_id = dy.String(primary_key=True, metadata={"doc": "Group of the turn."})
     sample_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Trajectory in its group."})
     turn_index = dy.Int32(primary_key=True, min=0, metadata={"doc": "Turn in its trajectory."})
-    shaping = _category(Shaping, "What shaping did to the trajectory.")
+    shaping = category(Shaping, "What shaping did to the trajectory.")
     peers = dy.Int32(min=0, metadata={"doc": "Right trajectories of the group with code, |P|."})
     similarity_mean = dy.Float64(
         nullable=True, metadata={"doc": "Mean similarity to the peers; null if not shaped."}
@@ -338,7 +336,7 @@ class ShapedRewards(dy.Schema):
     outcome = dy.Float64(nullable=True, metadata={"doc": "As in turn_rewards."})
     grpo_reward = dy.Float64(nullable=True, metadata={"doc": "As in turn_rewards."})
     state = dy.Int32(nullable=True, min=0, metadata={"doc": "As in turn_rewards."})
-    excluded = _category(Excluded, "Why the turn is left out; null if it counts.", nullable=True)
+    excluded = category(Excluded, "Why the turn is left out; null if it counts.", nullable=True)
 
 
 class Advantages(dy.Schema):
@@ -375,24 +373,7 @@ class Advantages(dy.Schema):
     outcomes_equal = dy.Bool(
         nullable=True, metadata={"doc": "Whether all of the group that counts is right, or wrong."}
     )
-    excluded = _category(Excluded, "Why the turn is left out; null if it counts.", nullable=True)
-
-
-class Updates(dy.Schema):
-    """Grain: optimiser step."""
-
-    step = dy.Int32(primary_key=True, min=0, metadata={"doc": "Step within the stage run."})
-    loss = dy.Float64(metadata={"doc": "Objective to minimise, mean over generated tokens."})
-    clip_fraction_low = dy.Float64(metadata={"doc": "Share of tokens clipped at the lower bound."})
-    clip_fraction_high = dy.Float64(metadata={"doc": "Share of tokens clipped at the upper bound."})
-    ratio_max = dy.Float64(metadata={"doc": "Largest probability ratio of a token."})
-    kl = dy.Float64(metadata={"doc": "Mean of rho - 1 - log rho against the sampling policy."})
-    entropy = dy.Float64(metadata={"doc": "Mean entropy of the policy, nats a token."})
-    gradient_norm = dy.Float64(metadata={"doc": "Global gradient norm before clipping."})
-    learning_rate = dy.Float64(metadata={"doc": "Learning rate of the step."})
-    trajectories = dy.Int32(metadata={"doc": "Trajectories of the step."})
-    tokens = dy.Int64(metadata={"doc": "Generated tokens that carried loss."})
-    seconds = dy.Float64(metadata={"doc": "Wall time of the step, seconds.", "measured": True})
+    excluded = category(Excluded, "Why the turn is left out; null if it counts.", nullable=True)
 
 
 class Evaluations(dy.Schema):
@@ -404,7 +385,7 @@ class Evaluations(dy.Schema):
     source = dy.String(metadata={"doc": "Family or file of the problem."})
     level = dy.Int32(nullable=True, metadata={"doc": "Difficulty as the source states it."})
     prediction = dy.String(nullable=True, metadata={"doc": "Final answer; null without one."})
-    verdict = _category(Verdict, "Grading; null if infrastructure failed.", nullable=True)
+    verdict = category(Verdict, "Grading; null if infrastructure failed.", nullable=True)
     correct = dy.Bool(
         nullable=True, metadata={"doc": "Whether right; null if infrastructure failed."}
     )
@@ -472,7 +453,9 @@ TABLES: dict[str, Table] = {
     "turn_rewards": Table(schema=TurnRewards, version=2),
     "shaped_rewards": Table(schema=ShapedRewards, version=2),
     "advantages": Table(schema=Advantages, version=2),
-    "updates": Table(schema=Updates, version=1),
+    "updates": Table(schema=Updates, version=2),
+    "turn_updates": Table(schema=TurnUpdates, version=1),
+    "optimisation_faults": Table(schema=OptimisationFaults, version=1),
     "evaluations": Table(schema=Evaluations, version=1),
     "demonstrations": Table(schema=Demonstrations, version=1),
     "cold_start_updates": Table(schema=ColdStartUpdates, version=1),

@@ -66,6 +66,20 @@ UPGRADES: dict[str, dict[int, Upgrade]] = {
             turn_advantage=pl.Float64(), turn_weight=pl.Float64(), outcomes_equal=pl.Boolean()
         )
     },
+    "updates": {
+        # The policy loss was all there was then.
+        1: lambda rows: _with_nulls(
+            ratio_mean=pl.Float64(),
+            reference_kl=pl.Float64(),
+            mismatch_weight=pl.Float64(),
+            mismatch_bounded=pl.Float64(),
+            advantage_mean=pl.Float64(),
+            advantage_std=pl.Float64(),
+            turns=pl.Int32(),
+            packed_tokens=pl.Int64(),
+            micro_batches=pl.Int32(),
+        )(rows.with_columns(pl.col("loss").alias("policy_loss")))
+    },
 }
 """Table name to version n to the step from n to n + 1."""
 

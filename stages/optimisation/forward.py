@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
-from schemas.config import OptimisationConfig
 from schemas.errors import TurnledgerError
+from schemas.optimisation import OptimisationConfig
 from stages.distribution import entropy_of, log_distribution
 from stages.optimisation.attention import can_pack, packed_attention
 from stages.optimisation.packing import Pack

@@ -37,11 +37,15 @@ class Pack:
     position_ids: torch.Tensor  # [packed] places in the token's own trajectory
     predictors: torch.Tensor  # [trained] place in the pack of the token before
     targets: torch.Tensor  # [trained] token ids
-    logprobs: torch.Tensor  # [trained] when sampled
-    advantages: torch.Tensor  # [trained]
+    places: NDArray[np.int64]  # [trained] place in the batch
+    trajectories: torch.Tensor  # [trained] number of the trajectory in the pack
     temperatures: torch.Tensor  # [trained]
     top_ps: torch.Tensor  # [trained]
     top_ks: torch.Tensor  # [trained]
+
+    def of(self, values: NDArray[np.generic]) -> torch.Tensor:
+        """Returns those of [tokens] values of the batch that belong to trained tokens."""
+        return torch.from_numpy(values[self.places]).to(self.targets.device)
 
 
 def split_by_tokens(
@@ -119,10 +123,7 @@ def make_pack(
     def tensor(values: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(values).to(device)
 
-    learned = np.concatenate(
-        [np.arange(batch.offsets[t], batch.offsets[t + 1]) for t in trajectories]
-    )
-    learned = learned[batch.trained[learned]]
+    learned = batch.places(trajectories)
     counts = [len(of_trajectory) for of_trajectory in predictors]
     return Pack(
         layout=Layout(lengths=tuple(lengths), prefixes=tuple(prefixes)),
@@ -130,8 +131,8 @@ def make_pack(
         position_ids=tensor(np.concatenate(positions)),
         predictors=tensor(np.concatenate(predictors)),
         targets=tensor(batch.token_ids[learned]),
-        logprobs=tensor(batch.logprobs[learned]),
-        advantages=tensor(batch.advantages[learned]),
+        places=learned,
+        trajectories=tensor(np.arange(len(counts)).repeat(counts)),
         temperatures=tensor(batch.temperatures[trajectories].repeat(counts)),
         top_ps=tensor(batch.top_ps[trajectories].repeat(counts)),
         top_ks=tensor(batch.top_ks[trajectories].repeat(counts)),

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dataframely as dy
@@ -11,105 +13,169 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from schemas.config import OptimisationConfig
 from schemas.errors import TurnledgerError
-from schemas.tables import Updates
+from schemas.optimisation import OptimisationConfig
+from schemas.update_tables import OptimisationFaults, TurnUpdates, Updates
+from stages.optimisation.aggregation import token_weights
 from stages.optimisation.batches import Batch
-from stages.optimisation.forward import pairs_per_token, trained_logprobs
-from stages.optimisation.losses import clipped_token_loss
-from stages.optimisation.packing import make_pack, split_by_tokens
+from stages.optimisation.faults import faults_of_gradient, faults_of_tokens
+from stages.optimisation.objective import Objective
+from stages.optimisation.schedule import learning_rate
+from stages.optimisation.scoring import score_batch
+from stages.optimisation.trace import Trace, step_row, turn_rows
 
 
-def optimise(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What an iteration's steps came to."""
+
+    updates: dy.DataFrame[Updates]  # one row a step that was taken
+    turn_updates: dy.DataFrame[TurnUpdates]
+    faults: dy.DataFrame[OptimisationFaults]  # why it was stopped; else no rows
+    optimiser_state: dict[str, Any] | None  # null if it was stopped
+
+
+def optimise(  # noqa: PLR0913  # what an update depends on
     model: PreTrainedModel,
     batch: Batch,
     config: OptimisationConfig,
     *,
     optimiser_state: dict[str, Any] | None,
     seed: int,
-    on_step: Callable[[int, int], None] = lambda step, steps: None,
-) -> tuple[dy.DataFrame[Updates], dict[str, Any]]:
+    iteration: int = 1,
+    iterations: int = 1,
+    reference_logprobs: NDArray[np.float32] | None = None,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> Update:
     """Trains the model in place on one batch, one optimiser step a minibatch.
+
+    A guard stops it before a step whose log-probabilities or gradient are not finite, or which
+    has moved further from the sampling policy than `max_kl`; the turns at fault are named then.
 
     Args:
         model: Policy that sampled the batch, or a later one.
         batch: Trajectories with token-level credit; an empty one is a recorded no-op.
-        config: Learning rate, clipping and batching.
+        config: Loss, learning rate and batching.
         optimiser_state: AdamW state after the last iteration; null at the first.
         seed: Seed of the order of trajectories.
-        on_step: Told steps done and steps in all.
-
-    Returns:
-        One row a step, and the optimiser's state.
+        iteration: Number of the iteration, from 1, for the schedule of the learning rate.
+        iterations: Iterations of the run.
+        reference_logprobs: [tokens] under the reference; needed where `reference_kl` is not 0.
+        on_progress: Told in a few words how far it is.
 
     Raises:
-        TurnledgerError: If a gradient is not finite; the step is not taken.
+        TurnledgerError: If the optimiser's state or the token ids are not of this model.
     """
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    if optimiser_state is not None:
-        optimiser.load_state_dict(optimiser_state)
-        for group in optimiser.param_groups:
-            group["lr"], group["weight_decay"] = config.learning_rate, config.weight_decay
-    order = np.random.default_rng(seed).permutation(len(batch))
-    minibatches = [part for part in np.array_split(order, config.minibatches) if len(part)]
-    rows = []
+
+    def scored(what: str, done: int, of: int) -> None:
+        on_progress(f"{what}: {done} of {of} trajectories")
+
+    _refuse_unknown_tokens(model, batch)
+    optimiser = _optimiser(model, optimiser_state, config)
     # Not in training mode: dropout would part the ratios from what was sampled.
     model.eval()
     model.zero_grad(set_to_none=True)
+    objective = Objective.of(
+        model,
+        batch,
+        config,
+        reference_logprobs=reference_logprobs,
+        on_part=partial(scored, "scored as the update begins"),
+    )
+    trace = Trace.of(batch)
+    rows: list[dict[str, Any]] = []
+    faults = OptimisationFaults.create_empty()
+    order = np.random.default_rng(seed).permutation(len(batch))
+    minibatches = [part for part in np.array_split(order, config.minibatches) if len(part)]
     for step, trajectories in enumerate(minibatches):
-        started = time.perf_counter()
-        measured = _accumulate(model, batch, trajectories, config)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-        if not bool(norm.isfinite()):
-            raise TurnledgerError(
-                f"optimiser step {step}: the gradient is not finite; lower "
-                "optimisation.learning_rate"
-            )
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        rows.append(
-            {
-                "step": step,
-                **measured,
-                "gradient_norm": float(norm),
-                "learning_rate": config.learning_rate,
-                "trajectories": len(trajectories),
-                "seconds": time.perf_counter() - started,
-            }
-        )
-        on_step(step + 1, len(minibatches))
-    frame = pl.DataFrame(rows, schema=Updates.create_empty().schema)
-    return Updates.validate(frame), optimiser.state_dict()
+        rate = learning_rate(config, iteration - 1 + step / len(minibatches), iterations)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        row, faults = _step(objective, optimiser, trajectories, trace, step)
+        if len(faults):
+            break
+        rows.append({"step": step, "learning_rate": rate, **row})
+        on_progress(f"step {step + 1} of {len(minibatches)}")
+    after = None
+    if config.measure_change and len(batch) and faults.is_empty():
+        after = score_batch(model, batch, config, on_part=partial(scored, "change measured"))
+    return Update(
+        updates=Updates.validate(pl.DataFrame(rows, schema=Updates.create_empty().schema)),
+        turn_updates=turn_rows(batch, trace, after),
+        faults=faults,
+        optimiser_state=optimiser.state_dict() if faults.is_empty() else None,
+    )
 
 
-def _accumulate(
-    model: PreTrainedModel,
-    batch: Batch,
+def _step(
+    objective: Objective,
+    optimiser: torch.optim.Optimizer,
     trajectories: NDArray[np.int64],
-    config: OptimisationConfig,
-) -> dict[str, float | int]:
-    """Adds up the gradient of the token-mean loss over micro-batches; returns its figures."""
-    tokens = sum(
-        int(batch.trained[batch.offsets[t] : batch.offsets[t + 1]].sum()) for t in trajectories
+    trace: Trace,
+    step: int,
+) -> tuple[dict[str, Any], dy.DataFrame[OptimisationFaults]]:
+    """Takes a step unless a guard stops it; returns the row of it, or the turns at fault."""
+    began = time.perf_counter()
+    model, batch, config = objective.model, objective.batch, objective.config
+    weights = token_weights(batch, trajectories, config)
+    counts = objective.accumulate(trajectories, weights, trace)
+    places = batch.places(trajectories)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+    faults = faults_of_tokens(batch, trace, places, config.max_kl, step)
+    if faults.is_empty() and not bool(norm.isfinite()):
+        is_finite = partial(objective.has_finite_gradient, weights=weights)
+        faults = faults_of_gradient(batch, trajectories, step, is_finite)
+    if len(faults):
+        model.zero_grad(set_to_none=True)
+        return {}, faults
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    trace.step[places] = step
+    row = {
+        **step_row(batch, trace, places, weights, objective.importance, config),
+        **counts,
+        "gradient_norm": float(norm),
+        "trajectories": len(trajectories),
+        "seconds": time.perf_counter() - began,
+    }
+    return row, faults
+
+
+def _optimiser(
+    model: PreTrainedModel, state: dict[str, Any] | None, config: OptimisationConfig
+) -> torch.optim.Optimizer:
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    sums: dict[str, float] = dict.fromkeys(
-        ("loss", "clip_fraction_low", "clip_fraction_high", "kl", "entropy"), 0.0
-    )
-    ratio_max = 0.0
-    pairs = pairs_per_token(model)
-    limit = config.micro_batch_tokens
-    for part in split_by_tokens(batch, trajectories, limit, pairs_per_token=pairs):
-        pack = make_pack(batch, part, model.device, pairs_per_token=pairs)
-        logprobs, entropy = trained_logprobs(model, pack, config)
-        parts = clipped_token_loss(logprobs, pack.logprobs, pack.advantages, config)
-        loss = parts.loss.sum() / tokens
-        loss.backward()
-        sums["loss"] += float(loss.detach())
-        sums["clip_fraction_low"] += float(parts.clipped_low.sum()) / tokens
-        sums["clip_fraction_high"] += float(parts.clipped_high.sum()) / tokens
-        sums["kl"] += float(parts.kl.sum()) / tokens
-        sums["entropy"] += float(entropy.sum()) / tokens
-        ratio_max = max(ratio_max, float(parts.ratio.max()))
-    return {**sums, "ratio_max": ratio_max, "tokens": tokens}
+    if state is None:
+        return optimiser
+    named = list(model.named_parameters())
+    known = state["state"]
+    if len(state["param_groups"][0]["params"]) != len(named):
+        raise TurnledgerError(
+            "the stored optimiser is not of this policy: it has "
+            f"{len(state['param_groups'][0]['params'])} weights, the policy {len(named)}"
+        )
+    for number, (name, weight) in enumerate(named):
+        moment = known[number]["exp_avg"] if number in known else weight
+        if moment.shape != weight.shape:
+            raise TurnledgerError(
+                f"the stored optimiser is not of this policy: {name} has the shape "
+                f"{tuple(weight.shape)}, there {tuple(moment.shape)}"
+            )
+    optimiser.load_state_dict(state)
+    for group in optimiser.param_groups:
+        group["weight_decay"] = config.weight_decay
+    return optimiser
+
+
+def _refuse_unknown_tokens(model: PreTrainedModel, batch: Batch) -> None:
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    unknown = np.flatnonzero(batch.token_ids >= vocabulary)
+    if len(unknown):
+        turns = batch.turns[unknown[0] :]
+        key = batch.turn_keys.row(int(turns[turns >= 0][0]))
+        raise TurnledgerError(
+            f"token {batch.token_ids[unknown[0]]} of the trajectory of turn {key} is beyond the "
+            f"policy's vocabulary of {vocabulary}: it was sampled by a policy of another kind"
+        )

@@ -1,7 +1,9 @@
 """Random ragged batches and hand-made credit for the tests of optimisation."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import dataframely as dy
 import numpy as np
@@ -9,11 +11,10 @@ import polars as pl
 import torch
 from transformers import PreTrainedModel
 
-from schemas.config import OptimisationConfig
+from schemas.optimisation import OptimisationConfig
 from schemas.tables import Advantages
 from stages.optimisation import Batch
-from stages.optimisation.forward import trained_logprobs
-from stages.optimisation.packing import make_pack
+from stages.optimisation.scoring import score_batch
 from tests.stages.rollout.rollout_policies import VOCABULARY
 
 
@@ -53,9 +54,13 @@ def ragged_batch(
     trained = random.random(total) < share
     trained[offsets[1:] - 1] = True
     trained[offsets[:-1]] = False
+    token_ids = random.integers(1, VOCABULARY, size=total)
+    turns, turn_keys = turns_of_runs(trained, offsets)
     return Batch(
-        token_ids=random.integers(1, VOCABULARY, size=total),
+        token_ids=token_ids,
         trained=trained,
+        turns=turns,
+        turn_keys=turn_keys,
         logprobs=np.where(trained, random.normal(-3, 1, size=total), 0).astype(np.float32),
         advantages=np.where(trained, random.normal(size=total), 0).astype(np.float32),
         temperatures=np.full(len(lengths), temperature, dtype=np.float32),
@@ -64,6 +69,22 @@ def ragged_batch(
         prompt_lengths=np.ones(len(lengths), dtype=np.int64),
         offsets=offsets,
     )
+
+
+def turns_of_runs(trained: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, pl.DataFrame]:
+    """Takes trained tokens next to each other for a turn; returns `turns` and `turn_keys`."""
+    turns = np.full(len(trained), -1)
+    keys = []
+    for index, (start, end) in enumerate(itertools.pairwise(offsets)):
+        number = -1
+        for place in range(start, end):
+            if trained[place]:
+                if place == start or not trained[place - 1]:
+                    number += 1
+                    keys.append((f"g{index // 2}", index % 2, number))
+                turns[place] = len(keys) - 1
+    schema = {"task_id": pl.String, "sample_index": pl.Int32, "turn_index": pl.Int32}
+    return turns, pl.DataFrame(keys, schema=schema, orient="row")
 
 
 def grouped_batch(rests: list[int], *, prompt: int, samples: int, seed: int = 0) -> Batch:
@@ -75,10 +96,13 @@ def grouped_batch(rests: list[int], *, prompt: int, samples: int, seed: int = 0)
         first = batch.offsets[index - index % samples]
         tokens[places] = tokens[first : first + prompt]
         trained[places] = False
+    turns, turn_keys = turns_of_runs(trained, batch.offsets)
     return replaced(
         batch,
         token_ids=tokens,
         trained=trained,
+        turns=turns,
+        turn_keys=turn_keys,
         logprobs=np.where(trained, batch.logprobs, np.float32(0)),
         advantages=np.where(trained, batch.advantages, np.float32(0)),
         prompt_lengths=np.full(len(batch), prompt, dtype=np.int64),
@@ -87,40 +111,12 @@ def grouped_batch(rests: list[int], *, prompt: int, samples: int, seed: int = 0)
 
 def with_own_logprobs(model: PreTrainedModel, batch: Batch) -> Batch:
     """Returns the batch as if the model itself had sampled it."""
-    logprobs = batch.logprobs.copy()
-    for index in range(len(batch)):
-        rows = slice(batch.offsets[index], batch.offsets[index + 1])
-        pack = make_pack(batch, np.array([index]), torch.device("cpu"), pairs_per_token=0)
-        scored, _ = trained_logprobs(model, pack, OptimisationConfig())
-        values = np.zeros(rows.stop - rows.start, dtype=np.float32)
-        values[batch.trained[rows]] = scored.detach().numpy()
-        logprobs[rows] = values
-    return replaced(batch, logprobs=logprobs)
+    alone = OptimisationConfig(micro_batch_tokens=1)
+    return replaced(batch, logprobs=score_batch(model, batch, alone))
 
 
-def replaced(batch: Batch, **values: np.ndarray) -> Batch:
+def replaced(batch: Batch, **values: Any) -> Batch:
     return dataclasses.replace(batch, **values)
-
-
-def slow_loss(model: PreTrainedModel, batch: Batch, config: OptimisationConfig) -> torch.Tensor:
-    """Adds the clipped loss up token by token, each trajectory alone, straight from its formula."""
-    total, count = torch.zeros((), requires_grad=True), 0
-    for index in range(len(batch)):
-        start, end = int(batch.offsets[index]), int(batch.offsets[index + 1])
-        ids = torch.from_numpy(batch.token_ids[start:end])
-        logits = model(input_ids=ids[None], use_cache=False).logits[0]
-        for position in range(1, end - start):
-            if not batch.trained[start + position]:
-                continue
-            scores = logits[position - 1] / float(batch.temperatures[index])
-            logprob = scores[ids[position]] - scores.logsumexp(0)
-            ratio = (logprob - float(batch.logprobs[start + position])).exp()
-            advantage = float(batch.advantages[start + position])
-            bounded = min(max(float(ratio.detach()), 1 - config.clip_low), 1 + config.clip_high)
-            unclipped, clipped = ratio * advantage, torch.tensor(bounded * advantage)
-            total = total - (unclipped if float(unclipped.detach()) <= float(clipped) else clipped)
-            count += 1
-    return total / count
 
 
 def gradients(model: PreTrainedModel) -> torch.Tensor:

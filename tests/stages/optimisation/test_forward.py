@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from schemas.config import OptimisationConfig
 from schemas.errors import TurnledgerError
+from schemas.optimisation import OptimisationConfig
 from stages.distribution import entropy_of, log_distribution
 from stages.optimisation import Batch, forward
 from stages.optimisation.attention import attend, can_pack
