@@ -3,13 +3,14 @@
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import TurnledgerError
 from schemas.tables import Turns
-from stages.optimisation import make_batch
+from stages.optimisation import make_batch, refuse_other_policies
 from tests.stages.optimisation.optimisation_batches import advantages_of
 from tests.stages.rollout.rollout_policies import executions_of, prompts_of, turns_of
 
@@ -103,6 +104,15 @@ def test_an_advantage_without_turn_is_refused_by_key() -> None:
 def test_a_turn_without_prompt_is_refused_by_key() -> None:
     with pytest.raises(TurnledgerError, match=r"without its prompt: \('b', 0, 0\)"):
         make_batch(prompts_of({"a": [1, 2]}), TURNS, EXECUTIONS, advantages_of(ALL))
+
+
+def test_turns_of_another_policy_are_refused_by_key() -> None:
+    refuse_other_policies(TURNS, 0)
+    mixed = TURNS.with_columns(
+        policy_version=pl.when(pl.col("task_id") == "b").then(2).otherwise("policy_version")
+    )
+    with pytest.raises(TurnledgerError, match=r"\('b', 0, 0\) was sampled by policy version 2"):
+        refuse_other_policies(mixed, 0)  # type: ignore[arg-type]
 
 
 tokens_strategy = st.lists(st.integers(1, 39), min_size=1, max_size=4)
