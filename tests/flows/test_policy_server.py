@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from flows.policy_server import PolicyServer
 from schemas.errors import EngineError
 from stages.rollout.engine import Requests
+from stages.rollout.vllm_engine import VllmEngine
 from tests.stages.rollout.vllm_environment import (
     CONFIG,
     forward,
@@ -41,15 +43,20 @@ def test_who_comes_after_the_last_restart_finds_the_server_started_again(
         max_new_tokens=np.full(96, 250, dtype=np.int64),
         stop_ids=(),
     )
-    lent = {"folder": folder, "policy": "digest", "version": 3}
-    with (
-        pytest.raises(EngineError, match="once more than"),
-        server.lend(config, forward=forward, **lent) as engine,  # type: ignore[arg-type]
-    ):
-        keeper = engine._server._running._keeper.pid  # type: ignore[attr-defined]
-        threading.Timer(0.5, os.kill, (max(processes_below(keeper)), signal.SIGKILL)).start()
-        engine.generate(asked)
-    with server.lend(config, forward=forward, **lent) as engine:  # type: ignore[arg-type]
+
+    def lent() -> AbstractContextManager[VllmEngine]:
+        return server.lend(config, folder=folder, policy="digest", version=3, forward=forward)
+
+    def killed_while_sampling() -> None:
+        with lent() as engine:
+            keeper = engine._server._running._keeper.pid  # type: ignore[attr-defined]
+            victim = max(processes_below(keeper))
+            threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
+            engine.generate(asked)
+
+    with pytest.raises(EngineError, match="once more than"):
+        killed_while_sampling()
+    with lent() as engine:
         got = engine.generate(asked)
     assert got.policy_version == 3
     assert [len(tokens) for tokens in got.token_ids] == [250] * 96
