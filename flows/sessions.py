@@ -4,6 +4,7 @@ import signal
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 from pydantic import ValidationError
@@ -54,7 +55,8 @@ def check_inputs(
 
     Raises:
         ProblemFileError: If a problem file is missing, and its problems are not stored.
-        PolicyError: If the policy folder is no model folder, and the policy is not stored.
+        PolicyError: If the policy folder is no model folder, and the policy is not stored, or the
+            embedded engine cannot sample from it.
         ConfigError: If torch cannot use the device, snippets are to read what is no folder, or
             the package of the measure of similarity is missing.
         EmbeddingError: If the embedding model of the measure is no such model.
@@ -68,8 +70,8 @@ def check_inputs(
 
         require_measure(config.similarity)
         embedding_model(config.similarity)
-    if samples and config.rollout.engine == "vllm":
-        _check_server(config)
+    if samples:
+        _check_engine(config)
     if runs_code:
         from flows.resources import try_executor
 
@@ -77,11 +79,18 @@ def check_inputs(
         try_executor(config.execution)
 
 
-def _check_server(config: RunConfig) -> None:
+def _check_engine(config: RunConfig) -> None:
+    policy = config.policy
+    if config.rollout.engine == "transformers":
+        # One whose folder is gone is stored, and was looked at when it was there.
+        if policy.path is not None and Path(policy.path).exists():
+            from stages.rollout.sampled_models import refuse_other_folder
+
+            refuse_other_folder(policy.path)
+        return
     from stages.rollout.vllm_release import head_size
     from stages.rollout.vllm_server import release_of
 
-    policy = config.policy
     heads = policy.hidden_size // policy.heads if policy.path is None else head_size(policy.path)
     release_of(config.vllm).refuse_heads(heads)
 

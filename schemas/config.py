@@ -250,7 +250,8 @@ class VllmConfig(Section):
     start_time_s: float = Field(600.0, gt=0, le=86_400)
     """How long starting the server or loading other weights may take."""
     silence_time_s: float = Field(120.0, gt=0, le=86_400)
-    """How long the server may compute nothing while it is asked, before it counts as hung."""
+    """How long the server may compute nothing while it is asked, or leave a question about itself
+    open, before it counts as hung."""
     request_time_s: float = Field(3_600.0, gt=0, le=86_400)
     """How long one turn may wait for its tokens."""
     restarts: int = Field(3, ge=0)
