@@ -17,7 +17,7 @@ from flows.outside import imitated_file
 from flows.sessions import is_imported
 from flows.task_inputs import Trajectories, read_trajectories
 from schemas.config import RunConfig
-from schemas.errors import ConfigError, StoreError, TrajectoryFileError
+from schemas.errors import ConfigError, ImitationError, StoreError
 from schemas.refs import FOREIGN, Ref, TableRef
 from schemas.tables import ColdStartExamples, TurnRewards
 from stages.cold_start.conversations import read_conversations
@@ -94,22 +94,23 @@ def imitated_examples(
         TurnledgerError: If it is gone, cannot be read, or nothing is left of it.
     """
     chosen, path = config.cold_start, config.cold_start.path
-    if path is None:
-        return examples_of_run(
-            _read_rollouts(place, str(chosen.run), inputs),
-            dialogue,
-            only_right=chosen.only_right,
-            max_tokens=max_tokens,
-        )
     try:
+        if path is None:
+            return examples_of_run(
+                _read_rollouts(place, str(chosen.run), inputs),
+                dialogue,
+                only_right=chosen.only_right,
+                max_tokens=max_tokens,
+            )
         conversations = read_conversations(
             find_trajectories(Path(path)).rows(), time_s=config.turn_rewards.grading_time_s
         )
         return examples_of_file(
             conversations, dialogue, only_right=chosen.only_right, max_tokens=max_tokens
         )
-    except TrajectoryFileError as error:
-        raise TrajectoryFileError(f"cold_start.path: {path}: {error}") from error
+    except ImitationError as error:
+        named = f"cold_start.run: run {chosen.run}" if path is None else f"cold_start.path: {path}"
+        raise ImitationError(f"{named}: {error}") from error
 
 
 def _tables_of_run(place: Place | None, run: str) -> dict[str, Ref]:
@@ -124,7 +125,9 @@ def _tables_of_run(place: Place | None, run: str) -> dict[str, Ref]:
         return {name: _named(run, content) for name, content in kept.items()}
     if kept:
         return {name: now[name] for name in kept}
-    place.open().run_record(run)  # says which runs there are
+    if not place.open().has_run(run):
+        known = ", ".join(place.open().run_names()) or "none"
+        raise StoreError(f"cold_start.run: run {run} is not in {place.store}; known runs: {known}")
     if is_imported(place.open(), run):
         raise ConfigError(
             f"cold_start.run: run {run} holds imported trajectories, without token ids: name "
@@ -189,14 +192,14 @@ def _read_rollouts(place: Place, run: str, inputs: Mapping[str, Ref]) -> dict[in
     """
     by_iteration: dict[int, dict[str, list[TableRef]]] = defaultdict(lambda: defaultdict(list))
     for key, ref in inputs.items():
-        name, iteration, *_ = key.split(".")
+        name, number, *_ = key.split(".")
         if name not in _TABLES:
             continue
         if not isinstance(ref, TableRef):
             raise StoreError(
                 f"cold_start.run: run {run} holds no longer what was imitated: take another --run"
             )
-        by_iteration[int(iteration)][name].append(ref)
+        by_iteration[int(number)][name].append(ref)
     rollouts = {}
     for iteration, refs in by_iteration.items():
         prompts, turns, executions = read_trajectories(

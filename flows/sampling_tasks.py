@@ -37,7 +37,6 @@ from schemas.config import DialogueFormat, ExecutionConfig, ProblemsConfig, RunC
 from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
 from schemas.tables import ColdStartExamples, Problems, TurnRewards, Turns
 from stages.cold_start import start_policy
-from stages.cold_start.examples import told_reasons
 from stages.cold_start.imitation import start_by_imitation
 from stages.cold_start.start import Policy
 from stages.dialogue import Dialogue
@@ -149,11 +148,7 @@ def _imitation(
     """Starts a policy on trajectories in place of demonstrations."""
 
     def examples_for(dialogue: Dialogue, context: int) -> dy.DataFrame[ColdStartExamples]:
-        examples = imitated_examples(place, imitated, config, dialogue, context)
-        left_out = told_reasons(examples["left_out"])
-        if left_out:
-            tell_progress(place.slot("cold_start"), f"left out: {left_out}")
-        return examples
+        return imitated_examples(place, imitated, config, dialogue, context)
 
     started = on_torch_thread(
         config.compute,

@@ -449,8 +449,10 @@ class ColdStartExamples(dy.Schema):
     """Grain: trajectory or conversation that the cold start was given. What it learnt from it."""
 
     example = dy.Int64(primary_key=True, min=0, metadata={"doc": "Position, from 0."})
-    iteration = dy.Int32(
-        nullable=True, min=0, metadata={"doc": "Iteration of the run; null if from a file."}
+    sampled_in = dy.Int32(
+        nullable=True,
+        min=0,
+        metadata={"doc": "Iteration of the run that sampled it; null if from a file."},
     )
     task_id = dy.String(nullable=True, metadata={"doc": "Group in the run; null if from a file."})
     sample_index = dy.Int32(

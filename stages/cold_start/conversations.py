@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from schemas.errors import TrajectoryFileError
+from schemas.errors import ImitationError, TrajectoryFileError
 from schemas.tables import Verdict
 from stages.answers import final_answers
 from stages.foreign.calls import turns_of
@@ -78,7 +78,7 @@ def read_conversations(rows: Iterable[Row], *, time_s: float) -> list[Conversati
         time_s: Wall time, seconds, after which the comparison with one gold answer is given up.
 
     Raises:
-        TrajectoryFileError: If the format is not known.
+        ImitationError: If the format is not known.
     """
     first = list(itertools.islice(it := iter(rows), _LOOKED_AT))
     is_chat = any(row.fields is not None and MESSAGES in row.fields for row in first)
@@ -93,7 +93,7 @@ def _known_format(rows: Sequence[Row]) -> str:
         return format_of(rows)
     except TrajectoryFileError as error:
         told = str(error).partition(": say it with --format")[0]
-        raise TrajectoryFileError(
+        raise ImitationError(
             f"{told}: take rows with {MESSAGES}, or of a format that import-trajectories reads"
         ) from error
 
@@ -149,12 +149,13 @@ def _turns(turns: Sequence[ForeignTurn], prediction: str | None) -> list[Convers
         if turn.output is None:
             raise RejectedRow("a call without what it showed")
     last = turns[-1]
-    answer = None
+    said, answer = last.reasoning, None
     if last.code is None:
+        said = said.partition("<answer>")[0]
         answer = prediction or final_answers(pl.Series([last.text], dtype=pl.String))["answer"][0]
     return [
         *(ConversationTurn(text=t.reasoning, code=t.code, shown=t.output) for t in turns[:-1]),
-        ConversationTurn(text=last.reasoning, code=last.code, answer=answer),
+        ConversationTurn(text=said, code=last.code, answer=answer),
     ]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import dataframely as dy
 import polars as pl
 
-from schemas.errors import TurnledgerError
+from schemas.errors import ImitationError
 from schemas.tables import (
     TRAJECTORY_KEY,
     TURN_KEY,
@@ -61,14 +61,14 @@ def examples_of_run(
         One row a trajectory, in the order of iterations and keys.
 
     Raises:
-        TurnledgerError: If a prompt, or the turn of a trajectory, has not the token ids that this
+        ImitationError: If a prompt, or the turn of a trajectory, has not the token ids that this
             policy's dialogue gives it; or if nothing is left to learn from.
     """
     frames = []
     for iteration, rollout in sorted(rollouts.items()):
         _require_same_tokens(rollout, dialogue)
         found = _joined(rollout).with_columns(
-            pl.lit(iteration, pl.Int32).alias("iteration"),
+            sampled_in=pl.lit(iteration, pl.Int32),
             left_out=_why_not_learnt(only_right=only_right, max_tokens=max_tokens),
         )
         frames.append(found.sort(TRAJECTORY_KEY))
@@ -94,7 +94,7 @@ def examples_of_file(
         One row a conversation.
 
     Raises:
-        TurnledgerError: If nothing is left to learn from.
+        ImitationError: If nothing is left to learn from.
     """
     rows = []
     for conversation in conversations:
@@ -175,15 +175,15 @@ def _require_same_tokens(rollout: Rollout, dialogue: Dialogue) -> None:
     told = "take a policy with the tokenizer of that run, and its rollout.dialogue"
     for task, problem, ids in asked.select("task_id", "problem", "prompt_token_ids").iter_rows():
         if dialogue.encode_prompts([problem]) != [ids]:
-            raise TurnledgerError(f"the prompt of {task} has other token ids here: {told}")
+            raise ImitationError(f"the prompt of {task} has other token ids here: {told}")
     known = len(dialogue.tokenizer)
     keys, texts, tokens = (rollout.turns.select(TURN_KEY), *rollout.turns["text", "token_ids"])
     if max((max(ids, default=0) for ids in tokens.to_list()), default=0) >= known:
-        raise TurnledgerError(f"turns hold token ids that are not in the vocabulary: {told}")
+        raise ImitationError(f"turns hold token ids that are not in the vocabulary: {told}")
     decoded = dialogue.decode_turns(tokens.to_list())
     for key, text, here in zip(keys.iter_rows(), texts, decoded, strict=True):
         if text != here:
-            raise TurnledgerError(f"the tokens of turn {key} say something else here: {told}")
+            raise ImitationError(f"the tokens of turn {key} say something else here: {told}")
 
 
 def _written(conversation: Conversation, dialogue: Dialogue, max_tokens: int) -> dict[str, object]:
@@ -232,13 +232,13 @@ def _checked(rows: pl.DataFrame) -> dy.DataFrame[ColdStartExamples]:
     """Numbers the examples, and takes the tokens from those that are left out.
 
     Raises:
-        TurnledgerError: If all of them are.
+        ImitationError: If all of them are.
     """
     if rows.is_empty():
-        raise TurnledgerError("there is nothing to imitate")
+        raise ImitationError("there is nothing to imitate")
     learnt = pl.col("left_out").is_null()
     if not rows.select(learnt.any()).item():
-        raise TurnledgerError(f"nothing is left to imitate: {told_reasons(rows['left_out'])}")
+        raise ImitationError(f"nothing is left to imitate: {told_reasons(rows['left_out'])}")
     present = [pl.col(n) if n in rows.columns else pl.lit(None).alias(n) for n in _COLUMNS[1:]]
     return ColdStartExamples.validate(
         rows.select(present)
