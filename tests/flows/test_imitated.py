@@ -199,7 +199,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(
     file = tmp_path / name
     if text is not None:
         file.write_text(text)
-    done = cli.run("train", "--store", str(store), "--run", "bad",
+    done = cli.run("train", "--store", str(store), "--run", "bad-file",
                    *sets(*FEW, f"cold_start.path={file}"))  # fmt: skip
     assert done.returncode == 1
     assert reason.format(file=file) in done.stderr
