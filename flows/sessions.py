@@ -57,6 +57,8 @@ def check_inputs(
         ProblemFileError: If a problem file is missing, and its problems are not stored.
         PolicyError: If the policy folder is no model folder, and the policy is not stored, or the
             embedded engine cannot sample from it.
+        TrajectoryFileError: If the file of conversations is missing, and the policy is not stored.
+        StoreError: If the run that is imitated is not there.
         ConfigError: If torch cannot use the device, snippets are to read what is no folder, or
             the package of the measure of similarity is missing.
         EmbeddingError: If the embedding model of the measure is no such model.
@@ -64,6 +66,10 @@ def check_inputs(
         ExecutorError: If code cannot be isolated on this machine.
     """
     contents(place, config, reads)
+    if "cold_start.path" in reads:
+        from flows.imitated import imitated_inputs
+
+        imitated_inputs(place, config)
     _check_device(config.compute.device)
     if shapes:
         from stages.similarity import require_measure

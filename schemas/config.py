@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from schemas.cold_start import ColdStartConfig
 from schemas.errors import ConfigError
 from schemas.optimisation import OptimisationConfig
 from schemas.reward_components import RewardComponents
@@ -51,20 +52,6 @@ class PolicyConfig(Section):
         if self.hidden_size % (2 * self.heads):
             raise ValueError("hidden_size must be a multiple of twice the heads")
         return self
-
-
-class ColdStartConfig(Section):
-    """Supervised start of the policy on imperfect demonstrations."""
-
-    demonstrations: int = Field(12_800, ge=1)
-    steps: int = Field(800, ge=0)
-    """Optimiser steps; 0 leaves the policy as it is."""
-    batch_size: int = Field(16, ge=1)
-    muon_learning_rate: float = Field(0.012, gt=0)
-    """Peak rate of Muon, which trains the matrices of the blocks."""
-    adamw_learning_rate: float = Field(3e-3, gt=0)
-    """Peak rate of AdamW, which trains embeddings and norms."""
-    warmup_steps: int = Field(20, ge=0)
 
 
 def _usable(temperature: float) -> float:

@@ -426,6 +426,53 @@ class ColdStartUpdates(dy.Schema):
     seconds = dy.Float64(metadata={"doc": "Wall time of the step, seconds.", "measured": True})
 
 
+class ColdStartExamples(dy.Schema):
+    """Grain: trajectory or conversation that the cold start was given. What it learnt from it."""
+
+    example = dy.Int64(primary_key=True, min=0, metadata={"doc": "Position, from 0."})
+    sampled_in = dy.Int32(
+        nullable=True,
+        min=0,
+        metadata={"doc": "Iteration of the run that sampled it; null if from a file."},
+    )
+    task_id = dy.String(nullable=True, metadata={"doc": "Group in the run; null if from a file."})
+    sample_index = dy.Int32(
+        nullable=True, min=0, metadata={"doc": "Trajectory in its group; null if from a file."}
+    )
+    row = dy.Int64(nullable=True, min=1, metadata={"doc": "Row of the file; null if from a run."})
+    left_out = dy.String(
+        nullable=True, metadata={"doc": "Why nothing was learnt from it; null if it was learnt."}
+    )
+    tokens = dy.Int32(
+        nullable=True,
+        min=1,
+        metadata={"doc": "Tokens up to the last of its own; null if it was not written as tokens."},
+    )
+    prompt_tokens = dy.Int32(
+        nullable=True, min=0, metadata={"doc": "How many of them are the prompt."}
+    )
+    token_ids = dy.List(
+        dy.Int32(),
+        nullable=True,
+        metadata={"doc": "[tokens] what was learnt from; null if it was left out."},
+    )
+    carries_loss = dy.List(
+        dy.Bool(),
+        nullable=True,
+        metadata={"doc": "[tokens] whether the policy is to produce the token."},
+    )
+
+    @dy.rule()
+    def learnt_or_left_out(cls) -> pl.Expr:
+        """An example has tokens, or a reason why not."""
+        return pl.col("left_out").is_null() == pl.col("token_ids").is_not_null()
+
+    @dy.rule()
+    def one_mark_a_token(cls) -> pl.Expr:
+        """Every token says whether it carries loss."""
+        return pl.col("token_ids").list.len().eq_missing(pl.col("carries_loss").list.len())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """One kind of table: its schema and that schema's version."""
@@ -459,5 +506,6 @@ TABLES: dict[str, Table] = {
     "evaluations": Table(schema=Evaluations, version=1),
     "demonstrations": Table(schema=Demonstrations, version=1),
     "cold_start_updates": Table(schema=ColdStartUpdates, version=1),
+    "cold_start_examples": Table(schema=ColdStartExamples, version=1),
 }
 """Every table that a store can hold, by name. A changed schema needs a new version."""

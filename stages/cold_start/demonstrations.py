@@ -18,7 +18,8 @@ from random import Random
 import dataframely as dy
 import polars as pl
 
-from schemas.config import ColdStartConfig, ExecutionConfig
+from schemas.cold_start import ColdStartConfig
+from schemas.config import ExecutionConfig
 from schemas.tables import Demonstrations, ExecutionStatus
 from stages.cold_start.families import FAMILIES, EmbeddedProblem, Step, draw_problems
 from stages.execution.observation import observation_text

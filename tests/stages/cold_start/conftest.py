@@ -6,7 +6,8 @@ import dataframely as dy
 import pytest
 import torch
 
-from schemas.config import ColdStartConfig, ExecutionConfig
+from schemas.cold_start import ColdStartConfig
+from schemas.config import ExecutionConfig
 from schemas.tables import Demonstrations
 from stages.cold_start.demonstrations import make_demonstrations
 from stages.cold_start.tiny_policy import make_tokenizer

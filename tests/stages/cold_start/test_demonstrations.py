@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from schemas.config import ColdStartConfig, ExecutionConfig, RolloutConfig
+from schemas.cold_start import ColdStartConfig
+from schemas.config import ExecutionConfig, RolloutConfig
 from schemas.errors import ExecutorError
 from schemas.tables import Demonstrations
 from stages.cold_start.demonstrations import make_demonstrations

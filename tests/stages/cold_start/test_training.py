@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from schemas.config import ColdStartConfig, PolicyConfig, RolloutConfig
+from schemas.cold_start import ColdStartConfig
+from schemas.config import PolicyConfig, RolloutConfig
 from schemas.tables import ColdStartUpdates, Demonstrations
 from stages.cold_start.tiny_policy import TinyModel, make_model
 from stages.cold_start.training import Sequences, tokenise, train_on_demonstrations
