@@ -16,10 +16,11 @@ from flows.binding import Place
 from flows.outside import imitated_file
 from flows.sessions import is_imported
 from flows.task_inputs import Trajectories, read_trajectories
+from schemas.cold_start_tables import ColdStartExamples
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, ImitationError, StoreError
 from schemas.refs import FOREIGN, Ref, TableRef
-from schemas.tables import ColdStartExamples, TurnRewards
+from schemas.tables import TurnRewards
 from stages.cold_start.conversations import read_conversations
 from stages.cold_start.examples import Rollout, examples_of_file, examples_of_run
 from stages.dialogue import Dialogue

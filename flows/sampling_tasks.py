@@ -33,9 +33,10 @@ from flows.task_inputs import (
     tell_progress,
 )
 from flows.work_times import WorkTimer
+from schemas.cold_start_tables import ColdStartExamples
 from schemas.config import DialogueFormat, ExecutionConfig, ProblemsConfig, RunConfig
 from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
-from schemas.tables import ColdStartExamples, Problems, TurnRewards, Turns
+from schemas.tables import Problems, TurnRewards, Turns
 from stages.cold_start import start_policy
 from stages.cold_start.imitation import start_by_imitation
 from stages.cold_start.start import Policy

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import dataframely as dy
 import polars as pl
 
+from schemas.cold_start_tables import ColdStartExamples
 from schemas.errors import ImitationError
 from schemas.tables import (
     TRAJECTORY_KEY,
     TURN_KEY,
-    ColdStartExamples,
     Executions,
     FinishReason,
     Prompts,

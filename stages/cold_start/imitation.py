@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.cold_start import ColdStartConfig
-from schemas.config import OptimisationConfig
+from schemas.cold_start_tables import ColdStartExamples, ColdStartUpdates
 from schemas.errors import TurnledgerError
-from schemas.tables import ColdStartExamples, ColdStartUpdates
+from schemas.optimisation import OptimisationConfig
 from stages.cold_start.start import ColdStartSettings, Policy, untrained_policy
 from stages.cold_start.training import schedule
 from stages.dialogue import Dialogue, make_dialogue
@@ -155,7 +155,7 @@ def _accumulate(
     numbers: OptimisationConfig,
 ) -> float:
     """Adds up the gradient of the token-mean loss over micro-batches; returns the loss."""
-    own = sum(int(batch.trained[slice(*batch.offsets[[t, t + 1]])].sum()) for t in trajectories)
+    own = int(batch.trained_lengths[trajectories].sum())
     pairs, total = pairs_per_token(model), 0.0
     limit = numbers.micro_batch_tokens
     for part in split_by_tokens(batch, trajectories, limit, pairs_per_token=pairs):
@@ -188,6 +188,8 @@ def _batch_of(examples: dy.DataFrame[ColdStartExamples]) -> Batch:
         trained=trained,
         logprobs=np.zeros(len(trained), dtype=np.float32),
         advantages=trained.astype(np.float32),
+        turns=np.where(trained, np.arange(len(lengths)).repeat(lengths), -1),
+        turn_keys=learnt.select(pl.row_index("turn")),
         temperatures=np.ones(len(lengths), dtype=np.float32),
         top_ps=np.ones(len(lengths), dtype=np.float32),
         top_ks=np.zeros(len(lengths), dtype=np.int64),

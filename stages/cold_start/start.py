@@ -9,6 +9,7 @@ import polars as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.cold_start import ColdStartConfig
+from schemas.cold_start_tables import ColdStartUpdates, Demonstrations
 from schemas.config import (
     ComputeConfig,
     ExecutionConfig,
@@ -16,7 +17,6 @@ from schemas.config import (
     ProblemsConfig,
     RolloutConfig,
 )
-from schemas.tables import ColdStartUpdates, Demonstrations
 from stages.cold_start.demonstrations import make_demonstrations
 from stages.cold_start.tiny_policy import adapt_to_tags, make_model, make_tokenizer
 from stages.cold_start.training import tokenise, train_on_demonstrations

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from schemas.cold_start import ColdStartConfig
-from schemas.tables import ColdStartUpdates, Demonstrations
+from schemas.cold_start_tables import ColdStartUpdates, Demonstrations
 from stages.dialogue import Dialogue
 
 

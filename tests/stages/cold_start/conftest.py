@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from schemas.cold_start import ColdStartConfig
+from schemas.cold_start_tables import Demonstrations
 from schemas.config import ExecutionConfig
-from schemas.tables import Demonstrations
 from stages.cold_start.demonstrations import make_demonstrations
 from stages.cold_start.tiny_policy import make_tokenizer
 from stages.dialogue.tags import TAGS, TagDialogue

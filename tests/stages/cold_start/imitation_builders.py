@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import dataframely as dy
 import polars as pl
 
+from schemas.cold_start_tables import ColdStartExamples
 from schemas.config import TurnRewardsConfig
-from schemas.tables import ColdStartExamples, Executions, Prompts, Turns
+from schemas.tables import Executions, Prompts, Turns
 from stages.cold_start.examples import Rollout
 from stages.dialogue import Dialogue
 from stages.turn_rewards import score_turns

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from schemas.cold_start import ColdStartConfig
-from schemas.config import OptimisationConfig, parse_config
+from schemas.cold_start_tables import ColdStartExamples, ColdStartUpdates
+from schemas.config import parse_config
 from schemas.errors import ImitationError, PolicyError, TurnledgerError
-from schemas.tables import ColdStartExamples, ColdStartUpdates
+from schemas.optimisation import OptimisationConfig
 from stages.cold_start.examples import examples_of_file
 from stages.cold_start.imitation import imitate, start_by_imitation
 from stages.dialogue import Dialogue

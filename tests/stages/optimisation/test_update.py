@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from schemas.errors import TurnledgerError
 from schemas.optimisation import OptimisationConfig
-from schemas.tables import TURN_KEY, Updates
+from schemas.tables import TURN_KEY
+from schemas.update_tables import Updates
 from stages.optimisation import Batch, Update, make_batch, optimise
 from storage.checkpoints import load_optimiser_state, load_policy, save_policy
 from tests.stages.optimisation.optimisation_batches import (
