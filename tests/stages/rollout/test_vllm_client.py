@@ -154,7 +154,7 @@ def test_an_answer_that_cannot_be_unpacked_is_a_lost_server() -> None:
         ("/collective_rpc", VllmClient.served_policy),
         ("/reset_prefix_cache", partial(VllmClient.load_weights, folder="any", time_s=3_600)),
     ],
-    ids=str,
+    ids=["models", "metrics", "served_policy", "load_weights"],
 )
 def test_no_call_but_a_completion_waits_as_long_as_one_may(
     path: str, question: Callable[[VllmClient], Coroutine[Any, Any, object]]
