@@ -10,6 +10,7 @@ from small_runs import SMALL, Cli, sets
 from flows.binding import Place
 from flows.imitated import cold_start_settings
 from flows.plan import plan_training
+from flows.sampling_tasks import cold_start_task
 from schemas.config import RunConfig, parse_config
 from storage import Store, open_table
 
@@ -208,6 +209,17 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(
 
 
 # What counts
+
+
+def test_code_of_imitation_counts_only_where_there_is_any(store: Path) -> None:
+    place = Place(store=str(store), run="new", iteration=0)
+    codes = [
+        cold_start_task.describe(place, parse_config(overrides=settings)).fingerprint.code
+        for settings in (SMALL, OF_RUN)
+    ]
+    of_imitation = {"stages.cold_start.imitation", "stages.optimisation.packing"}
+    assert of_imitation.isdisjoint(codes[0])
+    assert of_imitation <= codes[1].keys()
 
 
 def test_settings_of_imitation_count_only_where_there_is_any() -> None:
