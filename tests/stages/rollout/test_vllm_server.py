@@ -71,7 +71,7 @@ def test_a_stopped_server_is_ended_too(tmp_path: Path) -> None:
     assert wait_until(lambda: len(processes_below(owner.pid)) == 3)
     below = processes_below(owner.pid)
     for pid, name in below.items():
-        if "vllm_keeper" not in name:
+        if "keeper.py" not in name:
             os.kill(pid, signal.SIGSTOP)
     owner.kill()
     owner.wait()
