@@ -18,7 +18,7 @@ def stored_policy(store: Store, run: str, iteration: int) -> CheckpointRef:
     A branch holds the policies it needs: of the cold start, before and after its iteration.
 
     Raises:
-        StoreError: If the run does not hold it.
+        StoreError: If the run does not hold it, or does not keep it any more.
     """
     slot = policy_slot(run, iteration)
     manifest = store.manifest(slot)
@@ -28,4 +28,5 @@ def stored_policy(store: Store, run: str, iteration: int) -> CheckpointRef:
             f"run {run} holds no policy of iteration {iteration}: train it that far, or rerun "
             "its optimisation"
         )
+    store.refuse_released(checkpoint)
     return checkpoint

@@ -20,6 +20,7 @@ from flows.credit_tasks import (
     optimisation_task,
 )
 from flows.events import listening
+from flows.kept_policies import PolicyKeeper
 from flows.outside import problem_sections
 from flows.policies import stored_policy
 from flows.rollouts import (
@@ -68,8 +69,11 @@ def train(store: str, run: str, config: RunConfig, refresh: tuple[str, ...] = ()
     )
     log = EventLog()
 
+    keeper = PolicyKeeper(config.compute.keep_policies)
+
     def on_iteration(done: Place) -> None:
         note_iteration(done)
+        keeper.free(done)
         publish_iteration(done, log.take(done.iteration))
 
     with listening(log.note):

@@ -266,6 +266,9 @@ class ComputeConfig(Section):
     """Torch device of the embedded engine and of the optimiser."""
     cache_mib: int = Field(2_048, ge=1)
     """Most memory for keys and values of the rows that the embedded engine decodes together."""
+    keep_policies: int | None = Field(None, ge=2)
+    """Policies of a training that are kept: the last so many, and those of the cold start and of
+    the best evaluation; null for all. Tables are always kept."""
     verify: Literal["full", "sampled"] = "full"
     """How stored results are verified: every byte, or sizes and a few blocks of large files."""
 

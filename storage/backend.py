@@ -133,6 +133,14 @@ class Backend(Protocol):
         """
         ...
 
+    def release(self, uri: str, manifest: Manifest) -> None:
+        """Frees the files of a result's policy; the result stays, with its digests.
+
+        Does nothing if the result is not that of the manifest any more. Killed in the middle, it
+        leaves files that the next release removes.
+        """
+        ...
+
     def take(self, uri: str, manifest: Manifest) -> Manifest | str:
         """Makes the files of another result that of the manifest's slot, once verified.
 

@@ -39,7 +39,7 @@ from storage.layout import (
     run_uri,
     runs_among,
 )
-from storage.manifests import Inspection, Manifest, parsed
+from storage.manifests import Inspection, Manifest, parsed, written
 from storage.objects import Object, Objects, allows_http, in_parallel
 from storage.verification import BLOCK_BYTES, StoredFile, Verify, described_bytes, drawn_blocks
 
@@ -153,6 +153,15 @@ class Bucket:
         for file in _listing(manifest).values():
             self._objects.put(blob_uri(file.digest), canonical_json(_listed(manifest)))
         return self._settled(manifest, replace=replace)
+
+    def release(self, uri: str, manifest: Manifest) -> None:
+        """Lets a result's manifest name the policy's blobs no more; a collection frees them."""
+        if manifest.released:
+            return
+        key = bucket_publishing.manifest_uri(uri)
+        present = self._objects.get(key)
+        if present is not None and parsed(present.content).manifest == manifest:
+            self._objects.exchange(key, written(manifest.without_policy()), present.etag)
 
     def take(self, uri: str, manifest: Manifest) -> Manifest | str:
         """Gives a slot a manifest that names the blobs of another result."""
@@ -351,7 +360,7 @@ class Bucket:
 
 def _listed(manifest: Manifest) -> dict[str, str]:
     """Returns the files of a checkpoint: name to digest."""
-    return {name: file.digest for name, file in manifest.policy_files.items()}
+    return manifest.policy_digests
 
 
 def _listing(manifest: Manifest) -> dict[str, StoredFile]:
@@ -359,6 +368,6 @@ def _listing(manifest: Manifest) -> dict[str, StoredFile]:
 
     Its digest is that of the checkpoint.
     """
-    if manifest.policy_version is None:
+    if manifest.policy_version is None or manifest.released:
         return {}
     return {POLICY_FOLDER: described_bytes(canonical_json(_listed(manifest)))}

@@ -142,8 +142,19 @@ def replace_json(path: Path, value: Any, *, durable: bool = True) -> None:
         durable: Whether to wait until the disk has it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     content = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    replace_file(path, content, durable=durable)
+
+
+def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Writes a file in one atomic step; its folder is there.
+
+    Args:
+        path: File to make or to replace.
+        content: Its content.
+        durable: Whether to wait until the disk has it.
+    """
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         if durable:
             write_durably(temporary, content)

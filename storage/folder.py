@@ -21,12 +21,14 @@ from storage.files import (
     is_held,
     link_files,
     remove_stale,
+    replace_file,
     replace_json,
     staging_folder,
     sync_path,
 )
 from storage.layout import (
     MANIFEST_FILE,
+    POLICY_FOLDER,
     STORE_FILE,
     STORE_FORMAT,
     Layout,
@@ -35,7 +37,14 @@ from storage.layout import (
     incomplete_uri,
     runs_among,
 )
-from storage.manifests import Inspection, Manifest, content_problem, inspect, unexpected_file
+from storage.manifests import (
+    Inspection,
+    Manifest,
+    content_problem,
+    inspect,
+    unexpected_file,
+    written,
+)
 from storage.publishing import candidates, publish, publish_lock, seal, write_index
 from storage.verification import Verify
 
@@ -109,6 +118,21 @@ class Folder:
         """Makes a staging folder the result of a slot by one rename."""
         seal(staged, manifest, sync=list(manifest.files))
         return publish(self.layout, staged, manifest, replace=replace)
+
+    def release(self, uri: str, manifest: Manifest) -> None:
+        """Rewrites a result's manifest without the policy, then removes the policy's files."""
+        folder = self.layout.resolve(uri)
+        if manifest.released and not (folder / POLICY_FOLDER).exists():
+            return
+        with self.staging() as trash:
+            with publish_lock(self.layout):
+                if inspect(folder).manifest != manifest:
+                    return  # another result has taken the slot meanwhile
+                if not manifest.released:
+                    replace_file(folder / MANIFEST_FILE, written(manifest.without_policy()))
+                with suppress(FileNotFoundError):
+                    (folder / POLICY_FOLDER).rename(trash / POLICY_FOLDER)
+            sync_path(folder)
 
     def take(self, uri: str, manifest: Manifest) -> Manifest | str:
         """Gives the files of a result a second name in the manifest's slot."""

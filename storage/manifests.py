@@ -14,6 +14,8 @@ from storage.fingerprints import Fingerprint
 from storage.layout import MANIFEST_FILE, POLICY_FOLDER, Slot
 from storage.verification import StoredFile, Verify, is_right
 
+_POLICY_START = f"{POLICY_FOLDER}/"
+
 
 class StoredTable(BaseModel):
     """What a table's reference says beyond its file."""
@@ -45,6 +47,8 @@ class Manifest(BaseModel):
     """Version of the policy in the folder `policy`; null without one."""
     files: dict[str, StoredFile]
     """Relative name to size and digest of every file but the manifest."""
+    released: dict[str, StoredFile] = {}
+    """The same of a policy's files that are not kept any more; see `storage.releases`."""
     parents: list[Ref]
     """The inputs, as they were named when the result was computed."""
     created_at: AwareDatetime
@@ -58,7 +62,7 @@ class Manifest(BaseModel):
     environment: Environment
     """What computed the result."""
 
-    @field_validator("files")
+    @field_validator("files", "released")
     @classmethod
     def _inside(cls, files: dict[str, StoredFile]) -> dict[str, StoredFile]:
         """Manifests are imported from elsewhere: no name may lead out of the result's folder."""
@@ -70,15 +74,26 @@ class Manifest(BaseModel):
     @property
     def policy_files(self) -> dict[str, StoredFile]:
         """Files of the checkpoint, by name within it; empty without one."""
-        start = f"{POLICY_FOLDER}/"
-        return {n.removeprefix(start): f for n, f in self.files.items() if n.startswith(start)}
+        return _of_policy(self.files)
+
+    @property
+    def policy_digests(self) -> dict[str, str]:
+        """Digests of the checkpoint's files, kept or not, by name within it."""
+        files = _of_policy(self.files) | _of_policy(self.released)
+        return {name: file.digest for name, file in files.items()}
+
+    def without_policy(self) -> "Manifest":
+        """Returns the manifest once the files of the policy are released."""
+        released = {n: f for n, f in self.files.items() if n.startswith(_POLICY_START)}
+        files = {n: f for n, f in self.files.items() if n not in released}
+        return self.model_copy(update={"files": files, "released": released})
 
     def output(self, uri: str) -> StageOutput:
         """Returns the references to this result as it lies at `uri`."""
         tables = {name: self._table_ref(uri, name) for name in self.tables}
         if self.policy_version is None:
             return StageOutput(tables=tables)
-        digest = digest_of_files({name: file.digest for name, file in self.policy_files.items()})
+        digest = digest_of_files(self.policy_digests)
         checkpoint = CheckpointRef(
             uri=f"{uri}/{POLICY_FOLDER}",
             name=POLICY_FOLDER,
@@ -98,6 +113,12 @@ class Manifest(BaseModel):
             rows=table.rows,
             schema_version=table.schema_version,
         )
+
+
+def _of_policy(files: dict[str, StoredFile]) -> dict[str, StoredFile]:
+    return {
+        n.removeprefix(_POLICY_START): f for n, f in files.items() if n.startswith(_POLICY_START)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +196,7 @@ def unexpected_file(
 ) -> str | None:
     """Returns which file makes another policy of a result than was stored, or null."""
     for name in files_below(folder / POLICY_FOLDER):
-        if name not in manifest.policy_files and concerns(f"{POLICY_FOLDER}/{name}"):
+        # A release that was killed leaves some that are not kept.
+        if name not in manifest.policy_digests and concerns(f"{POLICY_FOLDER}/{name}"):
             return f"unexpected file {POLICY_FOLDER}/{name}"
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from schemas.errors import StoreError
-from schemas.refs import Ref, StageOutput, TableRef
+from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
 from storage import runs
 from storage.backend import Backend
 from storage.environment import Environment
@@ -197,7 +197,40 @@ class Store:
         Raises:
             StoreError: If it is missing, damaged or replaced by a newer result.
         """
+        if isinstance(ref, CheckpointRef):
+            self.refuse_released(ref)
         return self._backend.fetch(ref)
+
+    def release_policy(self, slot: Slot) -> None:
+        """Frees the files of a policy that is not wanted any more.
+
+        Its tables stay, and so does what the ledger says of it: its digest, and every result that
+        was made from it. Using it is refused from then on. In a bucket `gc` frees the bytes.
+
+        Raises:
+            StoreError: If the store cannot be written.
+        """
+        manifest = self.manifest(slot)
+        if manifest is not None and manifest.policy_version is not None:
+            with self._backend.errors("release", slot.uri):
+                self._backend.release(slot.uri, manifest)
+
+    def refuse_released(self, ref: CheckpointRef) -> None:
+        """Refuses a policy whose files are not kept any more.
+
+        Raises:
+            StoreError: If so, or if the store cannot be read.
+        """
+        uri = ref.uri.rpartition("/")[0]
+        with self._backend.errors("read", ref.uri):
+            manifest = self._backend.inspect(uri).manifest
+        if manifest is not None and manifest.released:
+            slot = manifest.slot
+            raise StoreError(
+                f"the policy of iteration {slot.iteration} of {slot.run} is not kept any more "
+                "(compute.keep_policies): take an iteration whose policy is kept, or train again "
+                "from the last kept one before it"
+            )
 
     def adopt(self, source: Slot, target: Slot) -> StageOutput | None:
         """Gives a slot the result of another one as it is stored, whatever made it.
@@ -357,7 +390,7 @@ class Store:
             reasons = [problem] if problem else explain(fingerprint, old)
             for uri in self._backend.candidates(digest, slot.uri):
                 there = self._backend.inspect(uri).manifest
-                if there is None or there.fingerprint_digest != digest:
+                if there is None or there.fingerprint_digest != digest or there.released:
                     continue  # a hint from before: the result is elsewhere now, or nowhere
                 if adopting:
                     taken = self._take(uri, slot, there, parents)

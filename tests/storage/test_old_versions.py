@@ -61,6 +61,13 @@ def as_two(frame: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame({**columns, "per_token": frame["loss"] / frame["tokens"]})
 
 
+@pytest.fixture(autouse=True)
+def _begins_with_the_first_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored is of version 1, whatever `updates` has come to."""
+    monkeypatch.setitem(TABLES, "updates", Table(schema=TABLES["updates"].schema, version=1))
+    monkeypatch.setitem(UPGRADES, "updates", {})
+
+
 @pytest.fixture
 def release(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Installs a version of the package in which `updates` has that version."""

@@ -1,0 +1,50 @@
+"""A training that keeps few policies: which go, and that going on needs none of them."""
+
+from pathlib import Path
+
+import pytest
+from small_runs import Cli, contents
+
+from flows.binding import Place
+from flows.kept_policies import PolicyKeeper, best_iteration
+from flows.policies import policy_slot
+from flows.report import accuracy_by_iteration
+from storage import Store
+
+
+def kept(store: Path, run: str) -> list[int]:
+    """Returns the iterations whose policy has its files."""
+    return sorted(
+        int(path.parts[-4].removeprefix("iteration="))
+        for path in (store / f"run={run}").glob("iteration=*/split=train/stage=*/policy")
+    )
+
+
+def test_going_on_gives_what_a_run_that_kept_all_has(cli: Cli, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    few = ("compute.keep_policies=2", "evaluation.every=1")
+    cli.train(store, "iterations=4", *few, run="few")
+    best = best_iteration(Place(store=str(store), run="few", iteration=4))
+    assert kept(store, "few") == sorted({0, best, 3, 4})
+    cli.train(store, "iterations=5", *few, run="few")
+    assert {0, 4, 5} <= set(kept(store, "few"))
+    cli.train(tmp_path / "all", "iterations=5", "evaluation.every=1", run="few")
+    assert kept(tmp_path / "all", "few") == [0, 1, 2, 3, 4, 5]
+    assert contents(Store.open(store), "few") == contents(Store.open(tmp_path / "all"), "few")
+    done = cli.run("rerun", "rollout", "--store", str(store), "--run", "few", "--iteration", "3")
+    if 2 not in kept(store, "few"):
+        assert done.returncode == 1
+        assert "the policy of iteration 2 of few is not kept any more" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_best_of_equal_evaluations_is_the_last(trained: Path) -> None:
+    accuracy = accuracy_by_iteration(trained, "small")
+    best = accuracy.filter(accuracy["avg_at_k"] == accuracy["avg_at_k"].max())["iteration"].max()
+    assert best_iteration(Place(store=str(trained), run="small", iteration=2)) == best
+
+
+def test_all_are_kept_unless_asked(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "release_policy", lambda *_: pytest.fail("released"))
+    PolicyKeeper(None).free(Place(store=str(trained), run="small", iteration=2))
+    assert Store.open(trained).manifest(policy_slot("small", 1)) is not None

@@ -1,0 +1,129 @@
+"""Policies that are not kept: their bytes go, and nothing that was made from them is doubted."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from places import objects_of, on_both
+from run_builders import record
+from storage_builders import fingerprint, slot, updates
+
+from schemas.errors import StoreError
+from schemas.refs import CheckpointRef
+from storage import Store, bucket_garbage
+from storage.garbage import find_garbage, remove_garbage
+
+SIZE = 50_000
+
+
+def write_policy(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    (folder / "weights.bin").write_bytes(os.urandom(SIZE))
+
+
+def put_policy(store: Store, run: str = "demo") -> CheckpointRef:
+    output = store.write(
+        slot(run=run),
+        fingerprint(),
+        tables={"updates": updates()},
+        checkpoint_writer=write_policy,
+        policy_version=4,
+        seconds=1.0,
+        parents=[],
+    )
+    assert output.checkpoint is not None
+    return output.checkpoint
+
+
+@on_both
+def test_the_result_stays_found_with_the_same_digests(store: Store) -> None:
+    policy = put_policy(store)
+    before = store.find(slot(), fingerprint())
+    store.release_policy(slot())
+    after = store.find(slot(), fingerprint())
+    assert (after.output, after.reason) == (before.output, "unchanged")
+    assert after.output is not None
+    assert after.output.checkpoint == policy
+    assert store.verified(slot()) is not None
+    assert len(store.read(after.output.tables["updates"])) == 2
+
+
+@on_both
+def test_using_it_is_refused_in_one_line(store: Store) -> None:
+    policy = put_policy(store)
+    assert store.path(policy).is_dir()
+    store.release_policy(slot())
+    with pytest.raises(StoreError, match=r"policy of iteration 3 of demo is not kept any more"):
+        store.path(policy)
+
+
+def test_its_files_go_from_a_folder(store: Store) -> None:
+    folder = store.path(put_policy(store))
+    store.release_policy(slot())
+    assert not folder.exists()
+    assert sum(path.stat().st_size for path in store.root.rglob("*")) < SIZE
+
+
+def test_a_release_that_was_killed_is_no_damage_and_the_next_ends_it(store: Store) -> None:
+    folder = store.path(put_policy(store))
+    store.release_policy(slot())
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert store.verified(slot()) is not None
+    store.release_policy(slot())
+    assert not folder.exists()
+
+
+def test_gc_frees_its_bytes_in_a_bucket(bucket: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_garbage, "YOUNG", timedelta(seconds=-60))
+    put_policy(bucket)
+    bucket.save_run(record("demo"))
+    assert find_garbage(bucket).bytes < SIZE
+    bucket.release_policy(slot())
+    assert find_garbage(bucket).bytes > SIZE
+    remove_garbage(bucket, find_garbage(bucket))
+    assert sum(map(len, objects_of(bucket).values())) < SIZE
+    assert bucket.verified(slot()) is not None
+
+
+@on_both
+def test_what_another_run_shares_stays(store: Store) -> None:
+    put_policy(store)
+    shared = store.adopt(slot(), slot(run="other"))
+    assert shared is not None
+    assert shared.checkpoint is not None
+    store.release_policy(slot())
+    assert store.path(shared.checkpoint).is_dir()
+
+
+@on_both
+def test_another_run_does_not_take_it_for_a_result(store: Store) -> None:
+    put_policy(store)
+    store.release_policy(slot())
+    found = store.find(slot(run="other"), fingerprint())
+    assert found.output is None
+
+
+@on_both
+def test_made_again_it_is_there_again(store: Store) -> None:
+    put_policy(store)
+    store.release_policy(slot())
+    again = store.write(
+        slot(),
+        fingerprint(),
+        tables={"updates": updates()},
+        checkpoint_writer=write_policy,
+        policy_version=4,
+        seconds=1.0,
+        parents=[],
+        replace=True,
+    )
+    assert again.checkpoint is not None
+    assert store.path(again.checkpoint).is_dir()
+
+
+@on_both
+def test_a_result_without_a_policy_is_left_as_it_is(store: Store) -> None:
+    store.release_policy(slot())
+    assert store.manifest(slot()) is None
