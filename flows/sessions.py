@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from flows.binding import Place
 from flows.catalogue import ORDER, STAGES, Scope
 from flows.outside import PATHS, contents, embedding_model, readable_files, stored_contents
-from schemas.config import RunConfig, VllmConfig, changed_keys, override_config
+from schemas.config import ComputeConfig, RunConfig, VllmConfig, changed_keys, override_config
 from schemas.errors import (
     ConfigError,
     StoreError,
@@ -62,7 +62,7 @@ def check_inputs(
         ExecutorError: If code cannot be isolated on this machine.
     """
     contents(place, config, reads)
-    _check_device(config.compute.device)
+    _check_device(config.compute)
     if shapes:
         from stages.similarity import require_measure
 
@@ -86,7 +86,8 @@ def _check_server(config: RunConfig) -> None:
     release_of(config.vllm).refuse_heads(heads)
 
 
-def _check_device(device: str) -> None:
+def _check_device(compute: ComputeConfig) -> None:
+    device = compute.device
     if device == "cpu":
         return
     import torch
@@ -96,6 +97,12 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"compute.device: torch cannot use {device} here: {reason}") from error
+    there = torch.accelerator.device_count()
+    if compute.processes > there:
+        raise ConfigError(
+            f"compute.processes: {compute.processes} need a device each, and {device} has {there} "
+            "here"
+        )
 
 
 def default_run_name(config: RunConfig) -> str:
