@@ -52,6 +52,8 @@ class ShardedDevices:
             fully_shard(module, mesh=mesh)
             assert isinstance(module, FSDPModule)  # it changes the class in place
             module.set_gradient_divide_factor(1.0)
+            # Gloo neither averages nor multiplies by a factor while it adds up.
+            module.set_force_sum_reduction_for_comms(True)
 
     def share(
         self,

@@ -2,16 +2,14 @@
 
 import dataclasses
 import os
+import pickle
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -22,6 +20,7 @@ from schemas.errors import TurnledgerError
 from schemas.optimisation import OptimisationConfig
 from stages.optimisation import Update
 from storage.checkpoints import load_optimiser_state, load_policy, save_policy
+from tests.process_trees import alive, processes_below, wait_until
 from tests.stages.optimisation.optimisation_batches import ragged_batch, replaced
 from tests.stages.rollout.rollout_policies import letters_tokenizer, random_model
 
@@ -216,16 +215,24 @@ def test_a_killed_process_ends_the_others_with_a_clear_line(job: Job) -> None:
 
     def kill_one(text: str) -> None:
         if not killed and text.startswith("step"):
-            worker = next(p for p in workers() if p.environ().get("RANK") == "1")
-            killed.append(worker.pid)
-            worker.send_signal(signal.SIGKILL)
+            killed.append(worker_of_rank("1"))
+            os.kill(killed[0], signal.SIGKILL)
 
     many = dataclasses.replace(
         job, batch=ragged_batch(LENGTHS * 40), config=CONFIG.model_copy(update={"minibatches": 90})
     )
     with pytest.raises(TurnledgerError, match=r"process 1 of 2 was killed \(signal 9\)"):
         update_policy(many, TWO, kill_one)
-    assert not workers()
+    assert not processes_below(os.getpid())
+
+
+def worker_of_rank(rank: str) -> int:
+    """Returns the process of a rank below this one."""
+    for pid, name in processes_below(os.getpid()).items():
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if "learning_worker" in name and f"RANK={rank}".encode() in environment:
+            return pid
+    raise AssertionError(f"no process of rank {rank}")
 
 
 OWNER = """
@@ -242,8 +249,6 @@ learn_on_processes(job, ComputeConfig(threads=1, processes=2), lambda text: prin
 def test_nothing_outlives_the_process_that_asked(
     how: signal.Signals, job: Job, tmp_path: Path
 ) -> None:
-    import pickle
-
     many = dataclasses.replace(
         job, batch=ragged_batch(LENGTHS * 40), config=CONFIG.model_copy(update={"minibatches": 90})
     )
@@ -258,30 +263,9 @@ def test_nothing_outlives_the_process_that_asked(
     )
     assert owner.stdout is not None
     assert any(line.startswith("step") for line in owner.stdout)
-    below = psutil.Process(owner.pid).children(recursive=True)
+    below = set(processes_below(owner.pid))
     assert len(below) >= 4  # the keeper, torchrun and two processes
     owner.send_signal(how)
     owner.wait()
-    assert wait_until(lambda: not any(alive(process) for process in below))
-    assert wait_until(lambda: not list((tmp_path / "temporary").glob("turnledger-*")))
-
-
-def workers() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "flows.learning_worker" in process.cmdline() and "RANK" in process.environ()
-    ]
-
-
-def alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
-def wait_until(is_true: Callable[[], bool], time_s: float = 60) -> bool:
-    deadline = time.monotonic() + time_s
-    while not is_true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
+    assert wait_until(lambda: not alive(below), 60)
+    assert wait_until(lambda: not list((tmp_path / "temporary").glob("turnledger-*")), 60)
