@@ -7,6 +7,7 @@ end with it. If one of them fails, torchrun ends the others.
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -111,7 +112,7 @@ def _failure(folder: Path, processes: int, status: int) -> TurnledgerError:
     """Says in one line why an update failed: by a process that was killed, or what one raised."""
     log = (folder / "log").read_text(errors="replace")
     for rank, code in _END.findall(log):
-        if int(code) < 0:
+        if int(code) < 0 and -int(code) != signal.SIGTERM:  # with which torchrun ends the others
             return TurnledgerError(
                 f"optimisation: process {rank} of {processes} was killed (signal {-int(code)}); if "
                 "memory ran out, lower optimisation.micro_batch_tokens or compute.processes"

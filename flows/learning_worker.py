@@ -12,6 +12,7 @@ import pickle
 import signal
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 TIME_LIMIT_S = 1_800
@@ -51,7 +52,8 @@ def _work(folder: Path, device: str, threads: int, rank: int) -> None:
             if rank == 0:
                 print(text, flush=True)
 
-        learned = learn(job, own, tell, ShardedDevices)
+        # On a CPU all have the same memory, so shards would save none.
+        learned = learn(job, own, tell, partial(ShardedDevices, by_block=device != "cpu"))
         weights = None
         if learned.update.optimiser_state is not None:
             assert isinstance(learned.devices, ShardedDevices)

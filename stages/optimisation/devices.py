@@ -44,6 +44,9 @@ class Devices(Protocol):
     ) -> Share:
         """Returns what this process computes; arguments as those of `split_by_tokens`."""
 
+    def start_pass(self, *, is_last: bool) -> None:
+        """Tells that a pass with gradient begins, and whether it is the last one of a step."""
+
     def logprobs(
         self,
         model: PreTrainedModel,
@@ -88,6 +91,9 @@ class OneDevice:
             split_by_tokens(batch, trajectories, max_tokens, pairs_per_token=pairs_per_token)
         )
         return Share(parts=parts, idle=[], micro_batches=len(parts))
+
+    def start_pass(self, *, is_last: bool) -> None:
+        """Does nothing."""
 
     def logprobs(
         self,

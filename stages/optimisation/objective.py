@@ -88,13 +88,15 @@ class Objective:
         packed = 0
         pairs, limit = pairs_per_token(self.model), self.config.micro_batch_tokens
         share = self.devices.share(self.batch, trajectories, limit, pairs_per_token=pairs)
-        for part in share.parts:
+        passes = [*share.parts, *share.idle]
+        for number, part in enumerate(passes):
             pack = make_pack(self.batch, part, self.model.device, pairs_per_token=pairs)
-            self.loss(pack, weights, trace).backward()
-            packed += len(pack.token_ids)
-        for part in share.idle:
-            pack = make_pack(self.batch, part, self.model.device, pairs_per_token=pairs)
-            (0 * self._scored(pack)[0].sum()).backward()
+            self.devices.start_pass(is_last=number == len(passes) - 1)
+            if number < len(share.parts):
+                self.loss(pack, weights, trace).backward()
+                packed += len(pack.token_ids)
+            else:
+                (0 * self._scored(pack)[0].sum()).backward()
         packed = trace.add_up(self.devices, self.batch.places(trajectories), packed)
         return {"packed_tokens": packed, "micro_batches": share.micro_batches}
 

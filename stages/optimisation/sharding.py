@@ -1,9 +1,10 @@
 """An update on several processes: FSDP2, data parallel over trajectories.
 
-Weights, gradients and moments are cut in as many shards as there are processes. Each block is put
-together when it computes and taken apart after (Zhao et al., "PyTorch FSDP", arXiv 2304.11277; ZeRO
-stage 3 of arXiv 1910.02054). What surrounds the blocks stays whole from a forward pass to the end
-of its backward pass, for the head computes chunk by chunk, each of them twice.
+Weights, gradients and moments are cut in as many shards as there are processes. On devices with
+memory of their own each block is put together when it computes and taken apart after (Zhao et al.,
+"PyTorch FSDP", arXiv 2304.11277; ZeRO stage 3 of arXiv 1910.02054). What surrounds the blocks stays
+whole from a forward pass to the end of its backward pass, for the head computes chunk by chunk,
+each of them twice.
 
 The loss of a token is divided by counts of the whole step, so gradients are added up, not averaged.
 
@@ -36,24 +37,29 @@ from stages.optimisation.packing import Pack, split_by_tokens
 class ShardedDevices:
     """One of the processes of torch's default process group, with a shard of a model."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, by_block: bool) -> None:
         """Shards a model in place; every process must do so with the same one.
 
         Args:
             model: On the device of this process.
+            by_block: Whether a block is put together when it computes, and its gradient added up
+                in each pass. Else the model is put together once a step and its gradient added up
+                once: no memory is saved, and little is sent.
         """
+        self._by_block = by_block and can_pack(model)
         self._root = _Scoring(model)
         self._device = model.device
         mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
         # A model that cannot be packed runs its blocks once a trajectory, of which processes have
         # unequal numbers, so it is put together as a whole.
         blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-        for module in (*(blocks if can_pack(model) else ()), self._root):
+        for module in (*(blocks if self._by_block else ()), self._root):
             fully_shard(module, mesh=mesh)
             assert isinstance(module, FSDPModule)  # it changes the class in place
             module.set_gradient_divide_factor(1.0)
             # Gloo neither averages nor multiplies by a factor while it adds up.
             module.set_force_sum_reduction_for_comms(True)
+        self._fsdp: FSDPModule = module
 
     def share(
         self,
@@ -79,6 +85,12 @@ class ShardedDevices:
             micro_batches=sum(len(part) for part in parts),
         )
 
+    def start_pass(self, *, is_last: bool) -> None:
+        """Leaves weights and gradient in one piece until the last pass of a step."""
+        if not self._by_block:
+            self._fsdp.set_requires_gradient_sync(is_last)
+            self._fsdp.set_reshard_after_backward(is_last)
+
     def logprobs(
         self,
         model: PreTrainedModel,
@@ -92,7 +104,7 @@ class ShardedDevices:
             raise ValueError("this is not the model that was sharded")
         scored: tuple[torch.Tensor, torch.Tensor] = self._root(pack, config, entropy_has_gradient)
         if not torch.is_grad_enabled():
-            self._root.reshard()  # type: ignore[operator]  # else the backward pass does it
+            self._fsdp.reshard()  # else the backward pass does it
         return scored
 
     def add_up(self, arrays: Sequence[NDArray[Any]]) -> None:
