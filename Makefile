@@ -64,6 +64,7 @@ bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
 	$(VENV)/bin/python -m benchmarks.credit
 	$(VENV)/bin/python -m benchmarks.optimisation
 	$(VENV)/bin/python -m benchmarks.optimisation --memory
+	$(VENV)/bin/python -m benchmarks.processes
 
 clean:  ## Removes the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

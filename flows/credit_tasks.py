@@ -4,15 +4,16 @@ Each function describes a stage run; the closure inside reads the inputs, hands 
 stage and names what comes back.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from flows.binding import Place, Produced, StageRun
 from flows.catalogue import MEASURE_LIBRARIES
+from flows.learning import Job
+from flows.learning_processes import update_policy
 from flows.outside import embedding_model
 from flows.resources import embedding_of, on_torch_thread
 from flows.stage_tasks import stage_task
@@ -41,11 +42,10 @@ from schemas.tables import (
 )
 from stages.advantages import estimate_advantages
 from stages.evaluation import evaluate
-from stages.optimisation import Update, make_batch, optimise, refuse_other_policies, score_batch
+from stages.optimisation import make_batch, refuse_other_policies
 from stages.shards import take_shard
 from stages.similarity import require_measure, shape_rewards
 from stages.turn_rewards import score_turns
-from storage.checkpoints import load_optimiser_state, load_policy, save_policy
 
 
 @stage_task("turn rewards {place.iteration} shard {shard.number}")
@@ -147,33 +147,19 @@ def optimisation_task(
         prompts, turns, executions = read_trajectories(place, rolled_out)
         refuse_other_policies(turns, start.sampler_version)
         batch = make_batch(prompts, turns, executions, credit)
-        folder = store.path(before)
+        job = Job(
+            policy=store.path(before),
+            reference=None if start.reference is None else store.path(start.reference),
+            batch=batch,
+            config=config,
+            seed=start.seed,
+            iteration=place.iteration,
+            iterations=start.iterations,
+        )
         told = partial(tell_progress, slot)
-
-        def work() -> tuple[Update, Callable[[Path], None] | None]:
-            reference = None
-            if start.reference is not None:
-                other, _ = load_policy(store.path(start.reference), device=compute_config.device)
-                reference = score_batch(other, batch, config)
-                del other
-            model, tokenizer = load_policy(folder, device=compute_config.device)
-            update = optimise(
-                model,
-                batch,
-                config,
-                optimiser_state=load_optimiser_state(folder),
-                seed=start.seed,
-                iteration=place.iteration,
-                iterations=start.iterations,
-                reference_logprobs=reference,
-                on_progress=told,
-            )
-            state = update.optimiser_state
-            if state is None:
-                return update, None
-            return update, lambda out: save_policy(out, model, tokenizer, state)
-
-        update, writer = on_torch_thread(compute_config, work)
+        update, writer = on_torch_thread(
+            compute_config, lambda: update_policy(job, compute_config, told)
+        )
         return Produced(
             tables={
                 "updates": update.updates,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from flows.binding import Place
 from flows.catalogue import ORDER, STAGES, Scope
 from flows.outside import PATHS, contents, embedding_model, readable_files, stored_contents
-from schemas.config import RunConfig, VllmConfig, changed_keys, override_config
+from schemas.config import ComputeConfig, RunConfig, VllmConfig, changed_keys, override_config
 from schemas.errors import (
     ConfigError,
     StoreError,
@@ -70,7 +70,7 @@ def check_inputs(
         from flows.imitated import imitated_inputs
 
         imitated_inputs(place, config)
-    _check_device(config.compute.device)
+    _check_device(config.compute)
     if shapes:
         from stages.similarity import require_measure
 
@@ -101,7 +101,8 @@ def _check_engine(config: RunConfig) -> None:
     release_of(config.vllm).refuse_heads(heads)
 
 
-def _check_device(device: str) -> None:
+def _check_device(compute: ComputeConfig) -> None:
+    device = compute.device
     if device == "cpu":
         return
     import torch
@@ -111,6 +112,12 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"compute.device: torch cannot use {device} here: {reason}") from error
+    there = torch.accelerator.device_count()
+    if compute.processes > there:
+        raise ConfigError(
+            f"compute.processes: {compute.processes} need a device each, and {device} has {there} "
+            "here"
+        )
 
 
 def default_run_name(config: RunConfig) -> str:

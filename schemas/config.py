@@ -250,6 +250,9 @@ class ComputeConfig(Section):
 
     threads: int = Field(2, ge=1)
     """Threads of torch. Results repeat bit for bit only with equal threads."""
+    processes: int = Field(1, ge=1)
+    """Processes of the optimiser, each with `threads`, and on a GPU of its own where `device` is
+    such as `cuda`. Results repeat bit for bit only with equally many."""
     device: str = "cpu"
     """Torch device of the embedded engine and of the optimiser."""
     cache_mib: int = Field(2_048, ge=1)
@@ -259,6 +262,15 @@ class ComputeConfig(Section):
     the best evaluation; null for all. Tables are always kept."""
     verify: Literal["full", "sampled"] = "full"
     """How stored results are verified: every byte, or sizes and a few blocks of large files."""
+
+    @model_validator(mode="after")
+    def _processes_have_devices_of_their_own(self) -> "ComputeConfig":
+        if self.processes > 1 and ":" in self.device:
+            raise ValueError(
+                f"processes={self.processes} each have a device of their own: set "
+                f"device={self.device.partition(':')[0]}, not {self.device}"
+            )
+        return self
 
 
 class RunConfig(Section):

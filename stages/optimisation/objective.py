@@ -10,11 +10,12 @@ from transformers import PreTrainedModel
 
 from schemas.optimisation import OptimisationConfig
 from stages.optimisation.batches import Batch
+from stages.optimisation.devices import ONE_DEVICE, Devices
 from stages.optimisation.divergence import divergence
-from stages.optimisation.forward import pairs_per_token, trained_logprobs
+from stages.optimisation.forward import pairs_per_token
 from stages.optimisation.losses import LOSSES, Tokens
 from stages.optimisation.mismatch import importance_weights
-from stages.optimisation.packing import Pack, make_pack, split_by_tokens
+from stages.optimisation.packing import Pack, make_pack
 from stages.optimisation.scoring import score_batch
 from stages.optimisation.trace import Trace
 
@@ -26,6 +27,7 @@ class Objective:
     model: PreTrainedModel
     batch: Batch
     config: OptimisationConfig
+    devices: Devices
     old_logprobs: NDArray[np.float32]  # [tokens] that the ratio compares with
     importance: NDArray[np.float32] | None  # [tokens] weights against mismatch
     reference_logprobs: NDArray[np.float32] | None  # [tokens]
@@ -36,6 +38,7 @@ class Objective:
         model: PreTrainedModel,
         batch: Batch,
         config: OptimisationConfig,
+        devices: Devices = ONE_DEVICE,
         *,
         reference_logprobs: NDArray[np.float32] | None,
         on_part: Callable[[int, int], None],
@@ -46,6 +49,7 @@ class Objective:
             model: Policy.
             batch: Trajectories.
             config: Loss and terms.
+            devices: What computes it.
             reference_logprobs: [tokens] under the reference.
             on_part: Told trajectories scored and in all, where mismatch is corrected.
 
@@ -56,12 +60,13 @@ class Objective:
             raise ValueError("reference_kl needs the reference's log-probabilities")
         old, importance = batch.logprobs, None
         if config.mismatch != "off":
-            old = score_batch(model, batch, config, on_part=on_part)
+            old = score_batch(model, batch, config, devices, on_part=on_part)
             importance = importance_weights(old, batch.logprobs, config)
         return cls(
             model=model,
             batch=batch,
             config=config,
+            devices=devices,
             old_logprobs=old,
             importance=importance,
             reference_logprobs=reference_logprobs if config.reference_kl else None,
@@ -80,21 +85,31 @@ class Objective:
         Returns:
             `packed_tokens` and `micro_batches`, as in `Updates`.
         """
-        packed, parts = 0, 0
+        packed = 0
         pairs, limit = pairs_per_token(self.model), self.config.micro_batch_tokens
-        for part in split_by_tokens(self.batch, trajectories, limit, pairs_per_token=pairs):
+        share = self.devices.share(self.batch, trajectories, limit, pairs_per_token=pairs)
+        passes = [*share.parts, *share.idle]
+        for number, part in enumerate(passes):
             pack = make_pack(self.batch, part, self.model.device, pairs_per_token=pairs)
-            self.loss(pack, weights, trace).backward()
-            packed += len(pack.token_ids)
-            parts += 1
-        return {"packed_tokens": packed, "micro_batches": parts}
+            self.devices.start_pass(is_last=number == len(passes) - 1)
+            if number < len(share.parts):
+                self.loss(pack, weights, trace).backward()
+                packed += len(pack.token_ids)
+            else:
+                (0 * self._scored(pack)[0].sum()).backward()
+        packed = trace.add_up(self.devices, self.batch.places(trajectories), packed)
+        return {"packed_tokens": packed, "micro_batches": share.micro_batches}
+
+    def _scored(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        has_gradient = self.config.entropy_bonus > 0
+        return self.devices.logprobs(
+            self.model, pack, self.config, entropy_has_gradient=has_gradient
+        )
 
     def loss(self, pack: Pack, weights: NDArray[np.float32], trace: Trace) -> torch.Tensor:
         """Returns the weighted loss of a pack, and notes what its tokens came to."""
         config = self.config
-        logprobs, entropy = trained_logprobs(
-            self.model, pack, config, entropy_has_gradient=config.entropy_bonus > 0
-        )
+        logprobs, entropy = self._scored(pack)
         turns = np.unique(self.batch.turns[pack.places], return_inverse=True)[1]
         tokens = Tokens(
             logprobs=logprobs,
@@ -132,5 +147,4 @@ class Objective:
         """Says whether a trajectory alone has a finite gradient; the model's is lost."""
         self.model.zero_grad(set_to_none=True)
         self.accumulate(np.array([trajectory]), weights, Trace.of(self.batch))
-        gradients = (weight.grad for weight in self.model.parameters())
-        return all(bool(g.isfinite().all()) for g in gradients if g is not None)
+        return self.devices.has_finite_gradient(list(self.model.parameters()))

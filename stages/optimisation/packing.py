@@ -61,7 +61,7 @@ def split_by_tokens(
         max_tokens: Tokens of a pack, a shared prompt counted once.
         pairs_per_token: As in `worth_sharing`.
     """
-    prompts = _prompts(batch, trajectories, pairs_per_token)
+    prompts = shared_prompts(batch, trajectories, pairs_per_token)
     first = {prompt: index for index, prompt in reversed(list(enumerate(prompts)))}
     order = np.argsort([first[prompt] for prompt in prompts], kind="stable")
     part: list[int] = []
@@ -91,7 +91,7 @@ def make_pack(
         device: Where the pack goes.
         pairs_per_token: As in `worth_sharing`.
     """
-    prompts = _prompts(batch, trajectories, pairs_per_token)
+    prompts = shared_prompts(batch, trajectories, pairs_per_token)
     users = Counter(prompts)
     lengths: list[int] = []
     prefixes: list[int | None] = []
@@ -156,7 +156,7 @@ def worth_sharing(prompt: int, rest: int, pairs_per_token: int) -> bool:
     return prompt * pairs_per_token > max(0.0, more_pairs)
 
 
-def _prompts(
+def shared_prompts(
     batch: Batch, trajectories: NDArray[np.int64], pairs_per_token: int
 ) -> list[bytes | int]:
     """Returns what trajectories that may share a prompt have in common; else their own number."""

@@ -13,6 +13,7 @@ from schemas.optimisation import OptimisationConfig
 from schemas.tables import TURN_KEY
 from schemas.update_tables import TurnUpdates
 from stages.optimisation.batches import Batch
+from stages.optimisation.devices import Devices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,20 @@ class Trace:
         for name, value in values.items():
             if value is not None:
                 getattr(self, name)[places] = value.detach().float().cpu().numpy()
+
+    def add_up(self, devices: Devices, places: NDArray[np.int64], count: int) -> int:
+        """Notes at some places what other processes noted there; returns the sum of a count.
+
+        Each place is noted by one process, before which all have 0 there.
+        """
+        names = [field.name for field in fields(self) if field.name != "step"]
+        seen = np.stack([getattr(self, name)[places] for name in names])
+        counts = np.array([count])
+        devices.add_up([seen])
+        devices.add_up([counts])
+        for name, values in zip(names, seen, strict=True):
+            getattr(self, name)[places] = values
+        return int(counts[0])
 
 
 def step_row(

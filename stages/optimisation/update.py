@@ -1,5 +1,6 @@
 """The optimiser steps of one iteration."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from schemas.optimisation import OptimisationConfig
 from schemas.update_tables import OptimisationFaults, TurnUpdates, Updates
 from stages.optimisation.aggregation import token_weights
 from stages.optimisation.batches import Batch
+from stages.optimisation.devices import ONE_DEVICE, Devices
 from stages.optimisation.faults import faults_of_gradient, faults_of_tokens
 from stages.optimisation.objective import Objective
 from stages.optimisation.schedule import learning_rate
@@ -45,6 +47,7 @@ def optimise(  # noqa: PLR0913  # what an update depends on
     iteration: int = 1,
     iterations: int = 1,
     reference_logprobs: NDArray[np.float32] | None = None,
+    devices: Devices = ONE_DEVICE,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> Update:
     """Trains the model in place on one batch, one optimiser step a minibatch.
@@ -61,6 +64,7 @@ def optimise(  # noqa: PLR0913  # what an update depends on
         iteration: Number of the iteration, from 1, for the schedule of the learning rate.
         iterations: Iterations of the run.
         reference_logprobs: [tokens] under the reference; needed where `reference_kl` is not 0.
+        devices: What computes it; on several processes, all of them call this.
         on_progress: Told in a few words how far it is.
 
     Raises:
@@ -71,7 +75,7 @@ def optimise(  # noqa: PLR0913  # what an update depends on
         on_progress(f"{what}: {done} of {of} trajectories")
 
     _refuse_unknown_tokens(model, batch)
-    optimiser = _optimiser(model, optimiser_state, config)
+    optimiser = _optimiser(model, optimiser_state, config, devices)
     # Not in training mode: dropout would part the ratios from what was sampled.
     model.eval()
     model.zero_grad(set_to_none=True)
@@ -79,6 +83,7 @@ def optimise(  # noqa: PLR0913  # what an update depends on
         model,
         batch,
         config,
+        devices,
         reference_logprobs=reference_logprobs,
         on_part=partial(scored, "scored as the update begins"),
     )
@@ -98,12 +103,14 @@ def optimise(  # noqa: PLR0913  # what an update depends on
         on_progress(f"step {step + 1} of {len(minibatches)}")
     after = None
     if config.measure_change and len(batch) and faults.is_empty():
-        after = score_batch(model, batch, config, on_part=partial(scored, "change measured"))
+        after = score_batch(
+            model, batch, config, devices, on_part=partial(scored, "change measured")
+        )
     return Update(
         updates=Updates.validate(pl.DataFrame(rows, schema=Updates.create_empty().schema)),
         turn_updates=turn_rows(batch, trace, after),
         faults=faults,
-        optimiser_state=optimiser.state_dict() if faults.is_empty() else None,
+        optimiser_state=devices.whole_state(optimiser.state_dict()) if faults.is_empty() else None,
     )
 
 
@@ -120,9 +127,9 @@ def _step(
     weights = token_weights(batch, trajectories, config)
     counts = objective.accumulate(trajectories, weights, trace)
     places = batch.places(trajectories)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+    norm = objective.devices.clip_gradient(list(model.parameters()), config.gradient_clip)
     faults = faults_of_tokens(batch, trace, places, config.max_kl, step)
-    if faults.is_empty() and not bool(norm.isfinite()):
+    if faults.is_empty() and not math.isfinite(norm):
         is_finite = partial(objective.has_finite_gradient, weights=weights)
         faults = faults_of_gradient(batch, trajectories, step, is_finite)
     if len(faults):
@@ -134,7 +141,7 @@ def _step(
     row = {
         **step_row(batch, trace, places, weights, objective.importance, config),
         **counts,
-        "gradient_norm": float(norm),
+        "gradient_norm": norm,
         "trajectories": len(trajectories),
         "seconds": time.perf_counter() - began,
     }
@@ -142,7 +149,10 @@ def _step(
 
 
 def _optimiser(
-    model: PreTrainedModel, state: dict[str, Any] | None, config: OptimisationConfig
+    model: PreTrainedModel,
+    state: dict[str, Any] | None,
+    config: OptimisationConfig,
+    devices: Devices,
 ) -> torch.optim.Optimizer:
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -163,7 +173,7 @@ def _optimiser(
                 f"the stored optimiser is not of this policy: {name} has the shape "
                 f"{tuple(weight.shape)}, there {tuple(moment.shape)}"
             )
-    optimiser.load_state_dict(state)
+    optimiser.load_state_dict(devices.own_state(state, list(model.parameters())))
     for group in optimiser.param_groups:
         group["weight_decay"] = config.weight_decay
     return optimiser

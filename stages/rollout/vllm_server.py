@@ -29,7 +29,7 @@ from stages.rollout.vllm_release import EXTENSION, Release, installed_release
 
 KEY_VARIABLE = "TURNLEDGER_VLLM_API_KEY"
 """Environment variable with the key of a server that runs already."""
-_KEEPER = Path(__file__).with_name("vllm_keeper.py")
+_KEEPER = Path(__file__).parent.with_name("keeper.py")
 SERVED_NAME = "policy"
 _PORT_TRIES = 5
 _HEALTH_EVERY_S = 0.25

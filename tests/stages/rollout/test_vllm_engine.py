@@ -21,13 +21,13 @@ from stages.rollout.engine import Generations, Requests
 from stages.rollout.vllm_engine import VllmEngine
 from stages.rollout.vllm_server import KEY_VARIABLE
 from storage.checkpoints import load_policy
+from tests.process_trees import processes_below
 from tests.stages.rollout.rollout_policies import random_model
 from tests.stages.rollout.vllm_environment import (
     CONFIG,
     forward,
     model_of,
     needs_vllm,
-    processes_below,
     write_policy,
 )
 

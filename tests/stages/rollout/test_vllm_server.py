@@ -1,11 +1,9 @@
 """The server's process without vLLM: what is refused before a start, and who ends it."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from schemas.config import VllmConfig
 from schemas.errors import EngineError
 from stages.rollout.vllm_server import _KEEPER, _cause, release_of
-from tests.stages.rollout.vllm_environment import processes_below
+from tests.process_trees import alive, processes_below, wait_until
 
 CHILD = "import time; time.sleep(99)"
 SERVER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}])"
@@ -28,25 +26,6 @@ if sys.argv[2] == "forked":
         time.sleep(60)  # keeps the pipe open
 time.sleep(99)
 """
-
-
-def wait_until(holds: object, seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if holds():  # type: ignore[operator]
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def alive(pids: set[int]) -> set[int]:
-    """Returns those that run; what nobody has waited for yet is dead all the same."""
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            found |= {pid} if state != "Z" else set()
-    return found
 
 
 @pytest.mark.parametrize("how", ["plain", "forked"])
@@ -71,7 +50,7 @@ def test_a_stopped_server_is_ended_too(tmp_path: Path) -> None:
     assert wait_until(lambda: len(processes_below(owner.pid)) == 3)
     below = processes_below(owner.pid)
     for pid, name in below.items():
-        if "vllm_keeper" not in name:
+        if "keeper.py" not in name:
             os.kill(pid, signal.SIGSTOP)
     owner.kill()
     owner.wait()

@@ -1,7 +1,6 @@
 """The environment of the real vLLM server, and the policies that the tests serve."""
 
 import os
-import subprocess
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -52,18 +51,3 @@ def forward(
 @lru_cache(maxsize=4)
 def model_of(folder: Path) -> torch.nn.Module:
     return load_policy(folder)[0]
-
-
-def processes_below(parent: int) -> dict[int, str]:
-    """Returns the processes that descend from one, with their names."""
-    listed = subprocess.run(
-        ["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-    )
-    rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
-    found: dict[int, str] = {}
-    wanted = {parent}
-    while wanted:
-        below = {int(pid): name for pid, above, name in rows if int(above) in wanted}
-        found |= below
-        wanted = set(below)
-    return found

@@ -1,8 +1,8 @@
-"""Runs a server and ends it, with all its processes, when the process that wanted it is gone.
+"""Runs a program and ends it, with all its processes, when the process that wanted it is gone.
 
-Started as a program of its own: python vllm_keeper.py FD FOLDER COMMAND... where FD is the reading
+Started as a program of its own: python keeper.py FD FOLDER COMMAND... where FD is the reading
 end of a pipe that the owner holds open. However the owner ends, the pipe closes. The keeper then
-kills the server's process group and removes the folder. It ends with the status of the server.
+kills the program's process group and removes the folder. It ends with the status of the program.
 """
 
 import ctypes
@@ -24,15 +24,15 @@ _TRACKER = b"multiprocessing.resource_tracker"
 def main(fd: int, folder: str, command: list[str]) -> int:
     """Runs the command until it ends or the owner is gone; returns its status as a shell does."""
     owner = os.getppid()
-    # This process has one thread, so the fork is safe, and the server dies with the process.
-    server = subprocess.Popen(command, process_group=0, preexec_fn=_die_with_parent)  # noqa: PLW1509
+    # This process has one thread, so the fork is safe, and the program dies with the process.
+    program = subprocess.Popen(command, process_group=0, preexec_fn=_die_with_parent)  # noqa: PLW1509
     owned = True
-    while owned and server.poll() is None:
+    while owned and program.poll() is None:
         # A process forked off the owner may hold the pipe open; then the new parent tells.
         closed, _, _ = select.select([fd], [], [], LOOK_EVERY_S)
         owned = not closed and os.getppid() == owner
-    _kill_group(server.pid)
-    status = server.wait()
+    _kill_group(program.pid)
+    status = program.wait()
     if not owned or os.getppid() != owner:
         shutil.rmtree(folder, ignore_errors=True)
     return status if status >= 0 else 128 - status

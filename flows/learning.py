@@ -1,0 +1,76 @@
+"""An update on stored policies: opens them, computes, in this process or as one of several."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from schemas.optimisation import OptimisationConfig
+from stages.optimisation import Batch, Update, optimise, score_batch
+from stages.optimisation.devices import ONE_DEVICE, Devices
+from storage.checkpoints import load_optimiser_state, load_policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that decides an update; several processes each read the same one."""
+
+    policy: Path
+    """Folder of the policy that is updated."""
+    reference: Path | None
+    """Folder of the policy that it must stay near to; null where that is not asked for."""
+    batch: Batch
+    config: OptimisationConfig
+    seed: int
+    iteration: int
+    iterations: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What an update came to, and the policy that it was made of."""
+
+    update: Update
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    devices: Devices
+
+
+def learn(
+    job: Job,
+    device: str,
+    on_progress: Callable[[str], None],
+    devices_of: Callable[[PreTrainedModel], Devices] = lambda model: ONE_DEVICE,
+) -> Learned:
+    """Computes an update.
+
+    Args:
+        job: Of what.
+        device: Torch device of this process.
+        on_progress: Told in a few words how far it is.
+        devices_of: What computes with a model; may change the model.
+
+    Raises:
+        TurnledgerError: If a policy or the batch cannot be used.
+    """
+    reference = None
+    if job.reference is not None:
+        other, _ = load_policy(job.reference, device=device)
+        reference = score_batch(other, job.batch, job.config, devices_of(other))
+        del other
+    model, tokenizer = load_policy(job.policy, device=device)
+    devices = devices_of(model)
+    update = optimise(
+        model,
+        job.batch,
+        job.config,
+        optimiser_state=load_optimiser_state(job.policy),
+        seed=job.seed,
+        iteration=job.iteration,
+        iterations=job.iterations,
+        reference_logprobs=reference,
+        devices=devices,
+        on_progress=on_progress,
+    )
+    return Learned(update=update, model=model, tokenizer=tokenizer, devices=devices)
