@@ -1,4 +1,4 @@
-"""What comes from outside the store: problem files, policies, models; named by their content.
+"""What comes from outside the store: problems, policies, models, conversations; by content.
 
 A run that has stored what it made of them needs them no more. They may be moved, and are not
 there where the run was imported; then the stored result says what their content was. It stands in
