@@ -22,7 +22,7 @@ from stages.dialogue import Dialogue, make_dialogue
 from stages.execution import Executor, make_executor
 from stages.rollout import Engine
 from stages.rollout.transformers_engine import TransformersEngine
-from stages.rollout.weight_check import forward_logprobs
+from stages.rollout.weight_check import Forward, forward_logprobs
 from storage.checkpoints import load_policy, load_tokenizer
 from storage.embeddings import EmbeddingModel, load_embedding_model
 
@@ -62,25 +62,34 @@ def engine_of(store: str, policy: CheckpointRef, sampling: Sampling) -> Iterator
         yield embedded
         return
 
-    def forward(
-        folder: str, contexts: Sequence[list[int]], tokens: Sequence[list[int]]
-    ) -> list[list[float]]:
-        # Not where the optimiser works: a stale rollout would wait for it with its first turn.
-        return _with_threads(
-            _check_thread,
-            compute,
-            lambda: forward_logprobs(load_policy(folder)[0], contexts, tokens),
-        )
-
     folder = open_store(store).path(policy)
     with _server.lend(
         sampling.vllm,
         folder=str(folder),
         policy=policy.digest,
         version=policy.policy_version,
-        forward=forward,
+        forward=forward_beside(compute),
     ) as engine:
         yield engine
+
+
+def forward_beside(compute: ComputeConfig) -> Forward:
+    """Returns the trainer's forward pass for the check of a server's weights.
+
+    It runs beside the thread that uses torch, not on it: there a rollout that goes on while the
+    optimiser works would wait for the optimiser with its first turn.
+    """
+
+    def forward(
+        folder: str, contexts: Sequence[list[int]], tokens: Sequence[list[int]]
+    ) -> list[list[float]]:
+        return _with_threads(
+            _check_thread,
+            compute,
+            lambda: forward_logprobs(load_policy(folder)[0], contexts, tokens),
+        )
+
+    return forward
 
 
 def embedding_of(model: Ref, compute: ComputeConfig) -> EmbeddingModel:
