@@ -56,13 +56,17 @@ def check_inputs(
         ProblemFileError: If a problem file is missing, and its problems are not stored.
         PolicyError: If the policy folder is no model folder, and the policy is not stored.
         ConfigError: If torch cannot use the device, snippets are to read what is no folder, or
-            the package of the measure of similarity is missing.
+            the package of the measure of similarity or of LoRA is missing.
         EmbeddingError: If the embedding model of the measure is no such model.
         EngineError: If the vLLM server is missing, or does not know the policy's heads.
         ExecutorError: If code cannot be isolated on this machine.
     """
     contents(place, config, reads)
     _check_device(config.compute)
+    if config.optimisation.lora_rank:
+        from stages.optimisation.adapter import require_peft
+
+        require_peft()
     if shapes:
         from stages.similarity import require_measure
 
