@@ -54,7 +54,7 @@ format: $(INSTALLED)  ## Formats the sources
 	$(VENV)/bin/ruff format .
 
 bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
-	$(VENV)/bin/python benchmarks/throughput.py
+	$(VENV)/bin/python -m benchmarks.throughput
 	$(VENV)/bin/python benchmarks/orchestration.py
 	$(VENV)/bin/python benchmarks/store.py
 	$(VENV)/bin/python -m benchmarks.overlap

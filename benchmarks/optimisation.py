@@ -5,13 +5,15 @@ every token, one softmax over all of them. Both compute the same loss of the sam
 with the same tokens a micro-batch; the gradients are compared. Ways take turns, and each has the
 shortest of several repeats: other work on the machine only ever adds. With `--memory` each way
 computes once more in a process of its own, with a vocabulary as large as those of pretrained
-models; its memory is what the step needs beside the model.
+models; its memory is what the step needs beside the model. Where TRL is installed (the extra
+`trl`), the loss step of its GRPO trainer takes part, in float32 and without recomputing blocks.
 
-    python -m benchmarks.optimisation --hidden 96
+    python -m benchmarks.optimisation --threads 1
     python -m benchmarks.optimisation --memory
 """
 
 import argparse
+import importlib.util
 import re
 import subprocess
 import sys
@@ -29,9 +31,12 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from schemas.optimisation import OptimisationConfig
 from stages.optimisation import Batch
-from stages.optimisation.forward import pairs_per_token, trained_logprobs
+from stages.optimisation.aggregation import token_weights
+from stages.optimisation.forward import trained_logprobs
 from stages.optimisation.losses import Tokens, clipped
+from stages.optimisation.objective import Objective
 from stages.optimisation.packing import make_pack, split_by_tokens
+from stages.optimisation.trace import Trace
 
 CPU = torch.device("cpu")
 GROUP = 16
@@ -103,21 +108,24 @@ def of_one_turn(
     )
 
 
-def packed(shares: bool) -> Step:
-    """Returns the project's own way, with or without sharing the prompt of a group."""
+def packed_alone(model: PreTrainedModel, batch: Batch, config: OptimisationConfig) -> None:
+    """The same without sharing the prompt of a group."""
+    everything = np.arange(len(batch))
+    for part in split_by_tokens(batch, everything, config.micro_batch_tokens, pairs_per_token=0):
+        pack = make_pack(batch, part, CPU, pairs_per_token=0)
+        logprobs, _ = trained_logprobs(model, pack, config)
+        old, advantages = pack.of(batch.logprobs), pack.of(batch.advantages)
+        found = clipped(of_one_turn(logprobs, old, advantages), config)
+        (found.loss.sum() / int(batch.trained.sum())).backward()
 
-    def step(model: PreTrainedModel, batch: Batch, config: OptimisationConfig) -> None:
-        pairs = pairs_per_token(model) if shares else 0
-        everything = np.arange(len(batch))
-        limit = config.micro_batch_tokens
-        for part in split_by_tokens(batch, everything, limit, pairs_per_token=pairs):
-            pack = make_pack(batch, part, CPU, pairs_per_token=pairs)
-            logprobs, _ = trained_logprobs(model, pack, config)
-            old, advantages = pack.of(batch.logprobs), pack.of(batch.advantages)
-            found = clipped(of_one_turn(logprobs, old, advantages), config)
-            (found.loss.sum() / int(batch.trained.sum())).backward()
 
-    return step
+def whole(model: PreTrainedModel, batch: Batch, config: OptimisationConfig) -> None:
+    """The project's own way as the stage goes it, with all that it notes on the way."""
+    objective = Objective.of(
+        model, batch, config, reference_logprobs=None, on_part=lambda done, of: None
+    )
+    everything = np.arange(len(batch))
+    objective.accumulate(everything, token_weights(batch, everything, config), Trace.of(batch))
 
 
 def padded(model: PreTrainedModel, batch: Batch, config: OptimisationConfig) -> None:
@@ -145,9 +153,18 @@ def padded(model: PreTrainedModel, batch: Batch, config: OptimisationConfig) -> 
 
 WAYS: dict[str, Step] = {
     "padded": padded,
-    "packed": packed(shares=False),
-    "packed, shared prompts": packed(shares=True),
+    "packed": packed_alone,
+    "shared prompts": whole,
 }
+
+
+def ways_for(model: PreTrainedModel) -> dict[str, Step]:
+    """Returns the ways to compare on a model; TRL's is among them where it is installed."""
+    if importlib.util.find_spec("trl") is None:
+        return WAYS
+    from benchmarks.trl_step import trl_step
+
+    return {**WAYS, "TRL": trl_step(model, OptimisationConfig())}
 
 
 def gradient_of(step: Step, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -164,14 +181,15 @@ def compare(name: str, answers: NDArray[np.int64], *, prompt: int, hidden: int, 
     model = make_model(hidden, 512)
     batch = make_batch(answers, prompt=prompt, vocabulary=512)
     expected = gradient_of(padded, model, batch)
-    seconds = dict.fromkeys(WAYS, float("inf"))
+    ways = ways_for(model)
+    seconds = dict.fromkeys(ways, float("inf"))
     for _ in range(repeats):
-        for way, step in WAYS.items():
+        for way, step in ways.items():
             model.zero_grad(set_to_none=True)
             began = time.perf_counter()
             step(model, batch, OptimisationConfig())
             seconds[way] = min(seconds[way], time.perf_counter() - began)
-    for way, step in WAYS.items():
+    for way, step in ways.items():
         off = (gradient_of(step, model, batch) - expected).norm() / expected.norm()
         table.add_row(
             name,

@@ -2,21 +2,21 @@
 
 A short cold start makes the policy, so that turns have realistic lengths. Sampling is measured
 over whole rollouts, observations of executed code included, and against transformers.generate(),
-which answers the same requests, and others of equal lengths; unlike the engine that one returns no
-log-probabilities. Medians of repeats, which take turns so that a busy machine disturbs all alike.
+which answers the same requests, and others of equal lengths. Medians of repeats, which take turns
+so that a busy machine disturbs all alike. With a pretrained model, the comparison with generate()
+on it is all that is measured.
 
-    python benchmarks/throughput.py --threads 1 2 --json
+    python -m benchmarks.throughput --threads 1 2 --json
+    python -m benchmarks.throughput --threads 2 --model smollm2 --repeats 5
 """
 
 import argparse
 import copy
-import dataclasses
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import dataframely as dy
@@ -26,6 +26,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.against_generate import add_ratio, equal_lengths, measure_pretrained
+from benchmarks.printing import Figures
 from schemas.config import RunConfig, parse_config
 from schemas.tables import TURN_KEY, Advantages, Executions, Prompts, Turns
 from stages.cold_start.start import StartedPolicy, start_policy
@@ -37,6 +39,7 @@ from stages.prompts import embedded_problems, make_prompts
 from stages.rollout import roll_out_turn
 from stages.rollout.engine import Generations, Requests
 from stages.rollout.transformers_engine import TransformersEngine
+from storage.checkpoints import load_policy
 
 SEED = 0
 COLD_START_STEPS_SKIPPED = 5
@@ -71,22 +74,6 @@ class TimedEngine(TransformersEngine):
         return result
 
 
-@dataclass(slots=True)
-class Figures:
-    """Measurements of one number of threads, by the name they are reported under."""
-
-    values: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, **values: float) -> None:
-        """Adds one measurement of each."""
-        for name, value in values.items():
-            self.values.setdefault(name, []).append(value)
-
-    def medians(self) -> dict[str, float]:
-        """Returns the median of each figure."""
-        return {name: statistics.median(values) for name, values in self.values.items()}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
     """What every measurement works on."""
@@ -100,6 +87,12 @@ class Bench:
 
 def main() -> None:
     arguments = parse_arguments()
+    if arguments.model is not None:
+        report(
+            {threads: of_pretrained(threads, arguments) for threads in arguments.threads},
+            as_json=arguments.json,
+        )
+        return
     config = parse_config(
         overrides=[
             f"cold_start.steps={arguments.cold_start_steps}",
@@ -141,6 +134,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cold-start-steps", type=int, default=100, help="steps that make the policy"
     )
+    parser.add_argument("--model", help="folder of a pretrained model: only that is measured")
+    parser.add_argument("--rows", type=int, default=16, help="rows of a batch of that model")
+    parser.add_argument("--tokens", type=int, default=64, help="most tokens of such a row")
     parser.add_argument(
         "--backend",
         choices=["sandbox", "unsafe_local"],
@@ -148,6 +144,21 @@ def parse_arguments() -> argparse.Namespace:
         help="how sampled code is run; not part of any figure",
     )
     return parser.parse_args()
+
+
+def of_pretrained(threads: int, arguments: argparse.Namespace) -> dict[str, float]:
+    torch.set_num_threads(threads)
+    model, tokenizer = load_policy(arguments.model)
+    figures = Figures()
+    measure_pretrained(
+        model,
+        tokenizer,
+        figures,
+        rows=arguments.rows,
+        tokens=arguments.tokens,
+        repeats=arguments.repeats,
+    )
+    return {**figures.medians(), "load_average_1_min": os.getloadavg()[0]}
 
 
 def measure(bench: Bench, threads: int, arguments: argparse.Namespace) -> dict[str, float]:
@@ -242,52 +253,10 @@ def measure_against_generate(bench: Bench, requests: Sequence[Requests], figures
     Once on the turns that a rollout asked for, and once on prompts cut to one length whose
     continuations all run to the limit, where no row waits for another.
     """
-    engine = TransformersEngine(bench.started.model, bench.started.tokenizer, policy_version=0)
-    for name, asked in (("mixed", requests), ("equal_lengths", [equal_lengths(requests[0])])):
-        started = time.perf_counter()
-        sampled = sum(len(row) for each in asked for row in engine.generate(each).token_ids)
-        own = sampled / (time.perf_counter() - started)
-        started = time.perf_counter()
-        sampled = sum(generate_with_transformers(bench, each) for each in asked)
-        theirs = sampled / (time.perf_counter() - started)
-        figures.add(
-            **{
-                f"{name}_engine_tokens_per_s": own,
-                f"{name}_transformers_generate_tokens_per_s": theirs,
-                f"{name}_engine_to_transformers_ratio": own / theirs,
-            }
-        )
-
-
-def equal_lengths(requests: Requests) -> Requests:
-    """Returns the requests with the first tokens of their contexts, and without an end."""
-    length = min(map(len, requests.contexts))
-    return dataclasses.replace(
-        requests, contexts=[context[:length] for context in requests.contexts], stop_ids=()
-    )
-
-
-def generate_with_transformers(bench: Bench, requests: Requests) -> int:
-    """Answers the requests with transformers.generate(); returns the number of tokens."""
-    width = max(len(context) for context in requests.contexts)
-    ids = torch.full((len(requests.contexts), width), bench.dialogue.pad_id)
-    mask = torch.zeros_like(ids)
-    for row, context in enumerate(requests.contexts):
-        ids[row, width - len(context) :] = torch.tensor(context)
-        mask[row, width - len(context) :] = 1
-    output = bench.started.model.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=mask,
-        do_sample=True,
-        temperature=requests.temperature,
-        top_k=0,
-        max_new_tokens=int(requests.max_new_tokens.max()),
-        eos_token_id=list(requests.stop_ids) or [-1],  # null would be the model's own
-        pad_token_id=bench.dialogue.pad_id,
-    )[:, width:]
-    stopped = torch.isin(output, torch.tensor(requests.stop_ids))
-    before_stop = stopped.long().cumsum(1) == 0
-    return int(before_stop.sum()) + int(stopped.any(1).sum())
+    model = bench.started.model
+    engine = TransformersEngine(model, bench.started.tokenizer, policy_version=0)
+    add_ratio("mixed", engine, model, requests, figures)
+    add_ratio("equal_lengths", engine, model, [equal_lengths(requests[0])], figures)
 
 
 def credited(bench: Bench, rolled: Rolled) -> Batch:

@@ -64,7 +64,7 @@ STAGES: dict[str, StageSpec] = {
             "stages.cold_start.start",
             "storage.checkpoints",
         ),
-        tables=("demonstrations", "cold_start_updates"),
+        tables=("demonstrations", "cold_start_updates", "cold_start_examples"),
         makes_policy=True,
         libraries=("torch", "transformers", "tokenizers"),
     ),

@@ -12,18 +12,27 @@ from pathlib import Path
 from flows.binding import Place
 from flows.task_inputs import foreign_ref
 from schemas.config import ExecutionConfig, ProblemsConfig, RunConfig, SimilarityConfig
-from schemas.errors import ConfigError, EmbeddingError, PolicyError, ProblemFileError
+from schemas.errors import (
+    ConfigError,
+    EmbeddingError,
+    PolicyError,
+    ProblemFileError,
+    TrajectoryFileError,
+)
 from schemas.refs import FOREIGN, Ref
 from storage import Fingerprint
 from storage.digests import files_below, folder_digest
 from storage.problem_sources import find_source
+from storage.trajectory_files import find_trajectories
 
 PROBLEM_PATHS = ("problems.path", "evaluation.path")
 """Settings that name the problem files of the splits, in the order of `problem_sections`."""
-PATHS = (*PROBLEM_PATHS, "policy.path")
+PATHS = (*PROBLEM_PATHS, "policy.path", "cold_start.path")
 """Settings that name something outside; a run may go on with another place of the same content."""
 _PATH_OF = dict(zip(("train", "evaluation"), PROBLEM_PATHS, strict=True))
 """Split to the setting that names its problem file."""
+_INPUT_OF = {"policy.path": "policy", "cold_start.path": "file"}
+"""Setting that names something for the cold start to the input that it is."""
 
 
 def problem_sections(config: RunConfig) -> dict[str, ProblemsConfig]:
@@ -71,6 +80,26 @@ def given_policy(place: Place | None, path: str) -> Ref:
     if stored is None:
         raise PolicyError(f"policy.path: {path} is no model folder: config.json is missing")
     return _named(path, stored.inputs["policy"])
+
+
+def imitated_file(place: Place | None, path: str) -> Ref:
+    """Returns the reference of a file of conversations.
+
+    Args:
+        place: Where the policy may be stored already, after its cold start; null as above.
+        path: The file.
+
+    Raises:
+        TrajectoryFileError: If it cannot be used, or is missing and the policy is not stored.
+    """
+    try:
+        source = find_trajectories(Path(path))
+    except TrajectoryFileError as error:
+        stored = _stand_in(place, "cold_start", path)
+        if stored is None:
+            raise TrajectoryFileError(f"cold_start.path: {error}") from error
+        return _named(path, stored.inputs["file"])
+    return foreign_ref(path, source.files)
 
 
 def readable_files(config: ExecutionConfig) -> dict[str, Ref]:
@@ -127,6 +156,7 @@ def contents(
     Raises:
         ProblemFileError: If a problem file is missing, and its problems are not stored.
         PolicyError: The same of the policy folder.
+        TrajectoryFileError: The same of the file of conversations.
     """
     found = {}
     for split, section in problem_sections(config).items():
@@ -140,6 +170,8 @@ def contents(
             found[key] = (name, ref.content)
     if "policy.path" in keys and config.policy.path is not None:
         found["policy.path"] = ("", given_policy(place, config.policy.path).content)
+    if "cold_start.path" in keys and config.cold_start.path is not None:
+        found["cold_start.path"] = ("", imitated_file(place, config.cold_start.path).content)
     return found
 
 
@@ -155,8 +187,9 @@ def stored_contents(place: Place) -> dict[str, tuple[str, str]]:
         if stored is not None:
             found[key] = (str(stored.config["source"]), stored.inputs["file"])
     stored = _stored(place, "cold_start")
-    if stored is not None and "policy" in stored.inputs:
-        found["policy.path"] = ("", stored.inputs["policy"])
+    for key, name in _INPUT_OF.items():
+        if stored is not None and name in stored.inputs:
+            found[key] = ("", stored.inputs[name])
     return found
 
 
@@ -164,19 +197,16 @@ def _stand_in(place: Place | None, stage: str, path: str) -> Fingerprint | None:
     """Returns what decided the stored result of something that is gone; null if it is not."""
     if place is None or Path(path).exists() or not place.open().has_run(place.run):
         return None
-    section, name = _setting(place, stage).split(".")
     settings = place.open().run_record(place.run).config
-    return _stored(place, stage) if settings[section][name] == path else None
+    keys = _INPUT_OF if stage == "cold_start" else (_PATH_OF[place.split],)
+    named = [settings[section].get(name) for section, name in (key.split(".") for key in keys)]
+    return _stored(place, stage) if path in named else None
 
 
 def _is_read_alike(stored: Fingerprint, config: ProblemsConfig) -> bool:
     """Says whether the problems of a file were read as a section says, wherever the file was."""
     fields = config.model_dump(exclude={"path", "levels"})
     return fields == {key: stored.config.get(key) for key in fields}
-
-
-def _setting(place: Place, stage: str) -> str:
-    return "policy.path" if stage == "cold_start" else _PATH_OF[place.split]
 
 
 def _stored(place: Place, stage: str) -> Fingerprint | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from schemas.config import VllmConfig
+from schemas.errors import EngineError, PolicyError
 from stages.rollout.vllm_engine import VllmEngine
 from stages.rollout.weight_check import Forward
 
@@ -54,6 +55,11 @@ class PolicyServer:
             self._users += 1
         try:
             yield engine
+        except (EngineError, PolicyError):
+            # Whatever the server holds now: who comes next has it loaded, and checked, again.
+            with self._changed:
+                self._policy = None
+            raise
         finally:
             with self._changed:
                 self._users -= 1

@@ -14,7 +14,7 @@ from rich.progress import (
 )
 
 from flows.events import StageEvent, listening
-from flows.report import evaluation_line, outcome_line
+from flows.report import cold_start_lines, evaluation_line, outcome_line
 from schemas.refs import StageOutput
 from storage import Slot, Store
 
@@ -101,10 +101,8 @@ class Display:
                 self._print(outcome_line(self._store, iteration, rewards, event.output))
             self._progress.update(self._bar, completed=iteration)
         elif stage == "cold_start" and event.kind == "computed":
-            updates = self._store.read(event.output.tables["cold_start_updates"])
-            losses = updates["loss"].tail(50).to_list()
-            said = f"loss {sum(losses) / len(losses):.2f}" if losses else "without training"
-            self._print(f"cold start: {len(updates)} steps, {said}, {event.seconds:.0f} s")
+            for line in cold_start_lines(self._store, event.output, event.seconds):
+                self._print(line)
 
     def _description(self, last: Slot) -> str:
         names = []

@@ -1,6 +1,6 @@
 """What a finished run looks like: accuracy by iteration as a table and as a picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import polars as pl
 from rich.table import Table
 
 from schemas.refs import StageOutput
+from stages.cold_start.examples import told_reasons
 from stages.evaluation import summarise
 from storage import Store, open_table
 
@@ -115,6 +116,18 @@ def outcome_line(
     else:
         parts.append("no group to learn from")
     return "  ".join(parts)
+
+
+def cold_start_lines(store: Store, output: StageOutput, seconds: float) -> Iterator[str]:
+    """Says what a cold start learnt, and from how many trajectories where it imitated any."""
+    updates = store.read(output.tables["cold_start_updates"])
+    losses = updates["loss"].tail(50).to_list()
+    said = f"loss {sum(losses) / len(losses):.2f}" if losses else "without training"
+    yield f"cold start: {len(updates)} steps, {said}, {seconds:.0f} s"
+    if "cold_start_examples" in output.tables:
+        left_out = store.read(output.tables["cold_start_examples"])["left_out"]
+        told = f"; left out: {told_reasons(left_out)}" if left_out.count() else ""
+        yield f"imitated {left_out.null_count()} of {len(left_out)} trajectories{told}"
 
 
 def evaluation_line(store: Store, iteration: int, output: StageOutput) -> str:

@@ -29,6 +29,7 @@ from storage.embeddings import EmbeddingModel, load_embedding_model
 T = TypeVar("T")
 
 _torch_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch")
+_check_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weight-check")
 _making = threading.Lock()
 _server = PolicyServer()
 
@@ -39,13 +40,16 @@ def on_torch_thread(compute: ComputeConfig, work: Callable[[], T]) -> T:
     Every thread that calls torch gets a pool of its own; with one caller there is one pool, and
     shards that generate at the same time take turns instead of slowing each other.
     """
+    return _with_threads(_torch_thread, compute, work)
 
+
+def _with_threads(executor: ThreadPoolExecutor, compute: ComputeConfig, work: Callable[[], T]) -> T:
     def run() -> T:
         if torch.get_num_threads() != compute.threads:
             torch.set_num_threads(compute.threads)
         return work()
 
-    return _torch_thread.submit(run).result()
+    return executor.submit(run).result()
 
 
 @contextmanager
@@ -61,8 +65,11 @@ def engine_of(store: str, policy: CheckpointRef, sampling: Sampling) -> Iterator
     def forward(
         folder: str, contexts: Sequence[list[int]], tokens: Sequence[list[int]]
     ) -> list[list[float]]:
-        return on_torch_thread(
-            compute, lambda: forward_logprobs(load_policy(folder)[0], contexts, tokens)
+        # Not where the optimiser works: a stale rollout would wait for it with its first turn.
+        return _with_threads(
+            _check_thread,
+            compute,
+            lambda: forward_logprobs(load_policy(folder)[0], contexts, tokens),
         )
 
     folder = open_store(store).path(policy)

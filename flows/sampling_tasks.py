@@ -4,11 +4,20 @@ Each function describes a stage run; the closure inside reads the inputs, hands 
 stage and names what comes back.
 """
 
+from collections.abc import Callable, Mapping
+
 import dataframely as dy
 import polars as pl
 
 from flows.binding import Place, Produced, StageRun
 from flows.catalogue import ENGINE_MODULES
+from flows.imitated import (
+    IMITATION_LIBRARIES,
+    IMITATION_MODULES,
+    cold_start_settings,
+    imitated_examples,
+    imitated_inputs,
+)
 from flows.metered_engine import MeteredEngine
 from flows.outside import given_policy, problem_file, readable_files
 from flows.resources import dialogue_of, engine_of, executor_of, on_torch_thread
@@ -24,10 +33,14 @@ from flows.task_inputs import (
     tell_progress,
 )
 from flows.work_times import WorkTimer
+from schemas.cold_start_tables import ColdStartExamples
 from schemas.config import DialogueFormat, ExecutionConfig, ProblemsConfig, RunConfig
 from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
 from schemas.tables import Problems, TurnRewards, Turns
 from stages.cold_start import start_policy
+from stages.cold_start.imitation import start_by_imitation
+from stages.cold_start.start import Policy
+from stages.dialogue import Dialogue
 from stages.execution import execute_turns
 from stages.further_groups import further_groups
 from stages.prompts import (
@@ -82,10 +95,14 @@ def cold_start_task(place: Place, config: RunConfig) -> StageRun:
         if step % 10 == 0:
             tell_progress(slot, f"step {step} of {config.cold_start.steps}, loss {loss:.2f}")
 
+    imitated = imitated_inputs(place, config)
+
     def compute() -> Produced:
         given = None
         if config.policy.path is not None:
             given = load_policy(config.policy.path, device=config.compute.device)
+        if imitated:
+            return _imitation(place, config, imitated, given, seed, on_step)
         started = on_torch_thread(
             config.compute, lambda: start_policy(config, given=given, seed=seed, on_step=on_step)
         )
@@ -100,14 +117,16 @@ def cold_start_task(place: Place, config: RunConfig) -> StageRun:
             policy_version=0,
         )
 
-    inputs: dict[str, Ref] = {}
+    inputs = dict(imitated)
     if config.policy.path is not None:
         inputs["policy"] = given_policy(place, config.policy.path)
     return StageRun(
         place=place,
         slot=slot,
+        modules=IMITATION_MODULES if imitated else (),
+        libraries=IMITATION_LIBRARIES if imitated else (),
         config={
-            **config.cold_start.model_dump(mode="json"),
+            **cold_start_settings(config),
             "policy": config.policy.model_dump(mode="json", exclude={"path"}),
             "levels": list(config.problems.levels),
             "observation_chars": config.execution.observation_chars,
@@ -116,6 +135,39 @@ def cold_start_task(place: Place, config: RunConfig) -> StageRun:
         inputs=inputs,
         seed=seed,
         compute=compute,
+    )
+
+
+def _imitation(
+    place: Place,
+    config: RunConfig,
+    imitated: Mapping[str, Ref],
+    given: Policy | None,
+    seed: int,
+    on_step: Callable[[int, float], None],
+) -> Produced:
+    """Starts a policy on trajectories in place of demonstrations."""
+
+    def examples_for(dialogue: Dialogue, context: int) -> dy.DataFrame[ColdStartExamples]:
+        return imitated_examples(place, imitated, config, dialogue, context)
+
+    started = on_torch_thread(
+        config.compute,
+        lambda: start_by_imitation(
+            config,
+            config.optimisation,
+            given=given,
+            examples_for=examples_for,
+            seed=seed,
+            on_step=on_step,
+        ),
+    )
+    return Produced(
+        tables={"cold_start_examples": started.examples, "cold_start_updates": started.updates},
+        checkpoint_writer=lambda folder: save_policy(
+            folder, started.model, started.tokenizer, None
+        ),
+        policy_version=0,
     )
 
 

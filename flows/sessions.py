@@ -4,6 +4,7 @@ import signal
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 from pydantic import ValidationError
@@ -54,7 +55,10 @@ def check_inputs(
 
     Raises:
         ProblemFileError: If a problem file is missing, and its problems are not stored.
-        PolicyError: If the policy folder is no model folder, and the policy is not stored.
+        PolicyError: If the policy folder is no model folder, and the policy is not stored, or the
+            embedded engine cannot sample from it.
+        TrajectoryFileError: If the file of conversations is missing, and the policy is not stored.
+        StoreError: If the run that is imitated is not there.
         ConfigError: If torch cannot use the device, snippets are to read what is no folder, or
             the package of the measure of similarity or of LoRA is missing.
         EmbeddingError: If the embedding model of the measure is no such model.
@@ -62,6 +66,10 @@ def check_inputs(
         ExecutorError: If code cannot be isolated on this machine.
     """
     contents(place, config, reads)
+    if "cold_start.path" in reads:
+        from flows.imitated import imitated_inputs
+
+        imitated_inputs(place, config)
     _check_device(config.compute)
     if config.optimisation.lora_rank:
         from stages.optimisation.adapter import require_peft
@@ -72,8 +80,8 @@ def check_inputs(
 
         require_measure(config.similarity)
         embedding_model(config.similarity)
-    if samples and config.rollout.engine == "vllm":
-        _check_server(config)
+    if samples:
+        _check_engine(config)
     if runs_code:
         from flows.resources import try_executor
 
@@ -81,11 +89,18 @@ def check_inputs(
         try_executor(config.execution)
 
 
-def _check_server(config: RunConfig) -> None:
+def _check_engine(config: RunConfig) -> None:
+    policy = config.policy
+    if config.rollout.engine == "transformers":
+        # One whose folder is gone is stored, and was looked at when it was there.
+        if policy.path is not None and Path(policy.path).exists():
+            from stages.rollout.sampled_models import refuse_other_folder
+
+            refuse_other_folder(policy.path)
+        return
     from stages.rollout.vllm_release import head_size
     from stages.rollout.vllm_server import release_of
 
-    policy = config.policy
     heads = policy.hidden_size // policy.heads if policy.path is None else head_size(policy.path)
     release_of(config.vllm).refuse_heads(heads)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from schemas.cold_start import ColdStartConfig
 from schemas.errors import ConfigError
 from schemas.optimisation import OptimisationConfig
 from schemas.reward_components import RewardComponents
@@ -51,20 +52,6 @@ class PolicyConfig(Section):
         if self.hidden_size % (2 * self.heads):
             raise ValueError("hidden_size must be a multiple of twice the heads")
         return self
-
-
-class ColdStartConfig(Section):
-    """Supervised start of the policy on imperfect demonstrations."""
-
-    demonstrations: int = Field(12_800, ge=1)
-    steps: int = Field(800, ge=0)
-    """Optimiser steps; 0 leaves the policy as it is."""
-    batch_size: int = Field(16, ge=1)
-    muon_learning_rate: float = Field(0.012, gt=0)
-    """Peak rate of Muon, which trains the matrices of the blocks."""
-    adamw_learning_rate: float = Field(3e-3, gt=0)
-    """Peak rate of AdamW, which trains embeddings and norms."""
-    warmup_steps: int = Field(20, ge=0)
 
 
 def _usable(temperature: float) -> float:
@@ -250,7 +237,8 @@ class VllmConfig(Section):
     start_time_s: float = Field(600.0, gt=0, le=86_400)
     """How long starting the server or loading other weights may take."""
     silence_time_s: float = Field(120.0, gt=0, le=86_400)
-    """How long the server may compute nothing while it is asked, before it counts as hung."""
+    """How long the server may compute nothing while it is asked, or leave a question about itself
+    open, before it counts as hung."""
     request_time_s: float = Field(3_600.0, gt=0, le=86_400)
     """How long one turn may wait for its tokens."""
     restarts: int = Field(3, ge=0)

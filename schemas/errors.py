@@ -17,6 +17,10 @@ class TrajectoryFileError(TurnledgerError):
     """A file of foreign trajectories that is missing, of no known format, or unusable."""
 
 
+class ImitationError(TurnledgerError):
+    """Trajectories or conversations that a policy cannot learn from."""
+
+
 class StoreError(TurnledgerError):
     """A store, run or table that is missing, damaged, too new or cannot be written."""
 

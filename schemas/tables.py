@@ -15,6 +15,7 @@ from enum import StrEnum
 import dataframely as dy
 import polars as pl
 
+from schemas.cold_start_tables import ColdStartExamples, ColdStartUpdates, Demonstrations
 from schemas.columns import category
 from schemas.reward_components import COMPONENTS
 from schemas.update_tables import OptimisationFaults, TurnUpdates, Updates
@@ -396,36 +397,6 @@ class Evaluations(dy.Schema):
     policy_version = dy.Int32(min=0, metadata={"doc": "Version of the policy evaluated."})
 
 
-class Demonstrations(dy.Schema):
-    """Grain: demonstration. What the cold start learns from."""
-
-    demonstration_id = dy.Int64(primary_key=True, min=0, metadata={"doc": "Position, from 0."})
-    task_id = dy.String(metadata={"doc": "Problem demonstrated."})
-    problem = dy.String(metadata={"doc": "Problem text."})
-    answer = dy.String(metadata={"doc": "Gold answer."})
-    source = dy.String(metadata={"doc": "Task families of the problem."})
-    level = dy.Int32(metadata={"doc": "Number of chained steps."})
-    right = dy.Bool(metadata={"doc": "Whether the demonstrated answer is right."})
-    flaw = dy.String(nullable=True, metadata={"doc": "Kind of the planted mistake, if any."})
-    segments = dy.List(
-        dy.Struct({"role": dy.String(), "text": dy.String()}),
-        metadata={
-            "doc": "Transcript in order: a `problem`, then `turn` and `observation` in turn; "
-            "only turns carry loss."
-        },
-    )
-
-
-class ColdStartUpdates(dy.Schema):
-    """Grain: optimiser step of the supervised cold start."""
-
-    step = dy.Int32(primary_key=True, min=0, metadata={"doc": "Step, from 0."})
-    loss = dy.Float64(metadata={"doc": "Mean negative log-likelihood, nats a token."})
-    learning_rate = dy.Float64(metadata={"doc": "Learning rate of the AdamW group."})
-    tokens = dy.Int64(metadata={"doc": "Tokens of the batch, padding left out."})
-    seconds = dy.Float64(metadata={"doc": "Wall time of the step, seconds.", "measured": True})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """One kind of table: its schema and that schema's version."""
@@ -459,5 +430,6 @@ TABLES: dict[str, Table] = {
     "evaluations": Table(schema=Evaluations, version=1),
     "demonstrations": Table(schema=Demonstrations, version=1),
     "cold_start_updates": Table(schema=ColdStartUpdates, version=1),
+    "cold_start_examples": Table(schema=ColdStartExamples, version=1),
 }
 """Every table that a store can hold, by name. A changed schema needs a new version."""

@@ -8,21 +8,24 @@ import dataframely as dy
 import polars as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from schemas.cold_start import ColdStartConfig
+from schemas.cold_start_tables import ColdStartUpdates, Demonstrations
 from schemas.config import (
-    ColdStartConfig,
     ComputeConfig,
     ExecutionConfig,
     PolicyConfig,
     ProblemsConfig,
     RolloutConfig,
 )
-from schemas.tables import ColdStartUpdates, Demonstrations
 from stages.cold_start.demonstrations import make_demonstrations
 from stages.cold_start.tiny_policy import adapt_to_tags, make_model, make_tokenizer
 from stages.cold_start.training import tokenise, train_on_demonstrations
 from stages.dialogue import make_dialogue
 from stages.dialogue.tags import TAGS
 from stages.randomness import derive_seed
+
+Policy = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A model with its tokenizer."""
 
 
 class ColdStartSettings(Protocol):
@@ -69,7 +72,7 @@ class StartedPolicy:
 def start_policy(
     config: ColdStartSettings,
     *,
-    given: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None,
+    given: Policy | None,
     seed: int,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> StartedPolicy:
@@ -87,23 +90,11 @@ def start_policy(
         schemas.errors.PolicyError: If the dialogue does not suit the tokenizer.
     """
     if given is not None and config.cold_start.steps == 0:
-        return _as_given(config, *given)
-    demonstrations = make_demonstrations(
-        config.cold_start,
-        config.execution,
-        levels=config.problems.levels,
-        seed=derive_seed(seed, "demonstrations"),
+        return _as_given(config, given)
+    demonstrations = _demonstrations(config, seed)
+    model, tokenizer = (
+        _embedded(config, demonstrations, seed) if given is None else _adapted(config, given)
     )
-    if given is None:
-        tokenizer: PreTrainedTokenizerBase = make_tokenizer(_texts(demonstrations), config.policy)
-        model: PreTrainedModel = make_model(
-            tokenizer, config.policy, seed=derive_seed(seed, "weights")
-        )
-        model.to(config.compute.device)  # type: ignore[arg-type]  # declared without self
-    else:
-        model, tokenizer = given
-        if config.rollout.dialogue == "tags":
-            adapt_to_tags(model, tokenizer)
     dialogue = make_dialogue(config.rollout.dialogue, tokenizer)
     updates = train_on_demonstrations(
         model,
@@ -118,12 +109,47 @@ def start_policy(
     )
 
 
-def _as_given(
-    config: ColdStartSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> StartedPolicy:
-    """Returns a given policy untrained; nothing is demonstrated to it."""
+def untrained_policy(
+    config: ColdStartSettings,
+    *,
+    given: Policy | None,
+    seed: int,
+) -> Policy:
+    """Returns the policy that `start_policy` would train; see there."""
+    if given is not None:
+        return _adapted(config, given)
+    return _embedded(config, _demonstrations(config, seed), seed)
+
+
+def _demonstrations(config: ColdStartSettings, seed: int) -> dy.DataFrame[Demonstrations]:
+    return make_demonstrations(
+        config.cold_start,
+        config.execution,
+        levels=config.problems.levels,
+        seed=derive_seed(seed, "demonstrations"),
+    )
+
+
+def _embedded(
+    config: ColdStartSettings, demonstrations: dy.DataFrame[Demonstrations], seed: int
+) -> Policy:
+    """Returns the embedded policy, whose tokenizer is made of the demonstrations' texts."""
+    tokenizer = make_tokenizer(_texts(demonstrations), config.policy)
+    model = make_model(tokenizer, config.policy, seed=derive_seed(seed, "weights"))
+    model.to(config.compute.device)  # type: ignore[arg-type]  # declared without self
+    return model, tokenizer
+
+
+def _adapted(config: ColdStartSettings, given: Policy) -> Policy:
+    """Returns a given policy, which learns which tokens are tags where the dialogue has any."""
     if config.rollout.dialogue == "tags":
-        adapt_to_tags(model, tokenizer)
+        adapt_to_tags(*given)
+    return given
+
+
+def _as_given(config: ColdStartSettings, given: Policy) -> StartedPolicy:
+    """Returns a given policy untrained; nothing is demonstrated to it."""
+    model, tokenizer = _adapted(config, given)
     make_dialogue(config.rollout.dialogue, tokenizer)
     return StartedPolicy(
         model=model,

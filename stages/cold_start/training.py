@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from schemas.config import ColdStartConfig
-from schemas.tables import ColdStartUpdates, Demonstrations
+from schemas.cold_start import ColdStartConfig
+from schemas.cold_start_tables import ColdStartUpdates, Demonstrations
 from stages.dialogue import Dialogue
 
 
@@ -88,7 +88,7 @@ def train_on_demonstrations(
     model.train()
     for step, indices in enumerate(batches):
         started = time.perf_counter()
-        factor = _schedule(step, config)
+        factor = schedule(step, config)
         for optimiser, peak in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = peak * factor
@@ -145,7 +145,7 @@ def _make_optimisers(
     ]
 
 
-def _schedule(step: int, config: ColdStartConfig) -> float:
+def schedule(step: int, config: ColdStartConfig) -> float:
     """Linear warm-up, then linear decay to a twentieth of the peak."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps

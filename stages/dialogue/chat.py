@@ -28,6 +28,7 @@ from stages.dialogue.templates import (
     Message,
     around_observation,
     around_problem,
+    end_of_message,
     has_template,
     rendered,
 )
@@ -81,18 +82,17 @@ def chat_dialogue(tokenizer: PreTrainedTokenizerBase) -> TextDialogue:
         )
     tools = [TOOL] if _takes_tools(tokenizer) else []
     opening = _opening("" if tools else _TOOL_INSTRUCTIONS)
-    observation = around_observation(tokenizer, opening, tools=tools)
     return TextDialogue(
         tokenizer,
         TextFormat(
             problem=around_problem(tokenizer, opening, tools=tools),
-            observation=observation,
+            observation=around_observation(tokenizer, opening, tools=tools),
             stop_strings=(_CLOSE,),
             tags=TAGS,
             read=read_turn,
             write=write_turn,
         ),
-        end=observation.before,
+        end=end_of_message(tokenizer, opening),
     )
 
 

@@ -6,6 +6,7 @@ what is not known yet, and is cut at these words. So nothing that was sampled go
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -19,6 +20,20 @@ PROBLEM = 'the "problem"\n4071'
 _TURNS = ("turn 5183", "turn 6295")
 # Quotes and a line break, which a template that writes observations as JSON would not leave.
 _OBSERVATIONS = ('the "observation"\n7307', 'the "observation"\n8419')
+TODAY = datetime(2024, 7, 26)
+"""The date that templates write which ask for today's, so that a run has the same prompts on every
+day: the one that Llama 3 writes where it knows none."""
+_DATE_CODES = "aAbBdemjyYFHIMSpTxXc"
+# A macro, for transformers passes templates no functions but its own.
+_TELL_THE_DATE = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(
+        f" | replace('%{flag}{code}', '{TODAY.strftime(f'%{flag}{code}')}')"
+        for code in _DATE_CODES
+        for flag in ("", "-")
+    )
+    + " }}{%- endmacro %}\n"
+)
 _THINK = "<think>\n"
 _THOUGHT = "a thought\n</think>\n\n"
 _TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError)
@@ -62,6 +77,7 @@ def rendered(
             tools=list(tools) or None,
             tokenize=False,
             add_generation_prompt=to_continue,
+            chat_template=_TELL_THE_DATE + tokenizer.get_chat_template(tools=list(tools) or None),
         )
     except _TEMPLATE_ERRORS as error:
         roles = ", ".join(message["role"] for message in messages)

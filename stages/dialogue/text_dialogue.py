@@ -49,19 +49,19 @@ class TextDialogue:
         Args:
             tokenizer: The policy's tokenizer.
             text_format: What to insert and how to read.
-            end: What follows the policy's last message. If it begins with a control token, that
-                ends a message, beside the tokenizer's own end token.
+            end: What follows the policy's last message. The first control token in it ends a
+                message, beside the tokenizer's own end token.
 
         Raises:
-            PolicyError: If nothing could end a message, or inserted text could forge a control
-                token.
+            PolicyError: If nothing could end a message, the template ends one with mere text, or
+                inserted text could forge a control token.
         """
         self.tokenizer = tokenizer
         self._format = text_format
         self._encoder = TextEncoder(tokenizer)
-        first = encoded_with_control_tokens(tokenizer, end)[:1]
         own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-        ends = [index for index in first if self._encoder.is_control(index)] + own
+        written = self._up_to_control_token(end, own)
+        ends = [*written[-1:], *own]
         if not ends:
             raise PolicyError("the policy's tokenizer has no end-of-sequence token")
         self._end_texts = dict(
@@ -72,7 +72,7 @@ class TextDialogue:
         known = tokenizer.get_added_vocab()
         stops = [known[text] for text in self.stop_strings if text in known]
         self.stop_ids = tuple(dict.fromkeys([*ends, *stops]))
-        self._end_id = ends[0]
+        self._end = written or own
         pad_id = tokenizer.pad_token_id
         self.pad_id = ends[-1] if pad_id is None else int(pad_id)
         self._problem = self._encoded(text_format.problem)
@@ -110,7 +110,24 @@ class TextDialogue:
         text = self._format.write(turn)
         stops = any(text.endswith(stop) for stop in self.stop_strings)
         ids = encoded_with_control_tokens(self.tokenizer, text)
-        return ids if stops else [*ids, self._end_id]
+        return ids if stops else [*ids, *self._end]
+
+    def _up_to_control_token(self, end: str, own: Sequence[int]) -> list[int]:
+        """Returns what ends a message, up to the token by which that is known; none if blank.
+
+        A template may write white space before that token, and more tokens behind it.
+        """
+        ids = encoded_with_control_tokens(self.tokenizer, end)
+        for count, index in enumerate(ids, start=1):
+            if self._encoder.is_control(index) or index in own:
+                return ids[:count]
+        if end.strip():
+            raise PolicyError(
+                f"the policy's chat template ends its messages with {end.strip()!r}, which is no "
+                "token of its tokenizer, so that no turn would end there: add it to the tokenizer "
+                "as a special token"
+            )
+        return []
 
     def _encoded(self, around: Around) -> tuple[list[int], list[int]]:
         return (

@@ -104,15 +104,27 @@ class VllmClient:
         name: str,
         vocabulary: int,
         request_time_s: float,
+        answer_time_s: float,
     ) -> None:
+        """Prepares the connections.
+
+        Args:
+            url: Address of the server, without a slash at its end.
+            headers: What lets a request in.
+            name: What errors call the server.
+            vocabulary: Tokens of the policy.
+            request_time_s: How long a completion may take.
+            answer_time_s: How long all else may take but the loading of weights.
+        """
         self._name = name
+        self._request_time_s = request_time_s
         self._vocabulary = vocabulary
         self._model = ""
         self._room = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._http = httpx.AsyncClient(
             base_url=url,
             headers=headers,
-            timeout=httpx.Timeout(request_time_s, connect=10.0),
+            timeout=httpx.Timeout(answer_time_s, connect=10.0),
             # Shorter than the server's 5 s, so that it never hangs up on a connection in use.
             limits=httpx.Limits(
                 max_connections=None,
@@ -142,7 +154,7 @@ class VllmClient:
         """
         body = self._completion(requests, row)
         async with self._room:
-            response = await self._post("/v1/completions", body)
+            response = await self._post("/v1/completions", body, time_s=self._request_time_s)
         found = _row(_parsed(_Completion, response, self._name), requests, row, self._name)
         if not all(0 <= token < self._vocabulary for token in found.token_ids):
             raise EngineError(f"{self._name} answers tokens that the policy does not have")
@@ -174,7 +186,16 @@ class VllmClient:
         }
 
     async def load_weights(self, folder: str, *, time_s: float) -> None:
-        """Replaces the weights by those of a folder, and forgets what the old ones had cached."""
+        """Replaces the weights by those of a folder, and forgets what the old ones had cached.
+
+        Args:
+            folder: Where the server finds them.
+            time_s: How long the loading may take.
+
+        Raises:
+            ServerLost: If the server is gone or unwell, or takes longer.
+            EngineError: If it refuses, or does not empty its cache.
+        """
         body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
         await self._post("/collective_rpc", body, time_s=time_s)
         for _ in range(_RESET_TRIES):
@@ -236,7 +257,7 @@ class VllmClient:
         try:
             return self._well(await self._http.get(path))
         except httpx.RequestError as error:
-            raise ServerLost(_told(error)) from error
+            raise ServerLost(_told(error, path)) from error
 
     async def _post(
         self, path: str, body: dict[str, Any] | None, *, time_s: float | None = None
@@ -251,7 +272,7 @@ class VllmClient:
         try:
             return await self._http.post(path, json=body, timeout=timeout)
         except httpx.RequestError as error:
-            raise ServerLost(_told(error)) from error
+            raise ServerLost(_told(error, path)) from error
 
     def _well(self, response: httpx.Response) -> httpx.Response:
         if response.is_success:
@@ -317,8 +338,9 @@ def _parsed(kind: type[T], response: httpx.Response, name: str) -> T:
         ) from error
 
 
-def _told(error: httpx.RequestError) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+def _told(error: httpx.RequestError, path: str) -> str:
+    said = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return f"{said} at {path}"
 
 
 def _message(response: httpx.Response) -> str:

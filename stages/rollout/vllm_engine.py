@@ -283,6 +283,7 @@ class VllmEngine:
             name=self._server.name,
             vocabulary=policy.vocabulary,
             request_time_s=self._config.request_time_s,
+            answer_time_s=self._config.silence_time_s,
         )
         return _Session(client=client)
 

@@ -113,9 +113,9 @@ class GivenServer:
         while (status := health(self.url, self.headers)) != httpx.codes.OK:
             self._refuse_missing_key(status)
             if time.monotonic() > deadline:
+                told = "does not answer" if status is None else f"answers {status} at /health"
                 raise EngineError(
-                    f"{self.name} does not answer within {self._config.start_time_s:g} s: "
-                    "look whether it runs"
+                    f"{self.name} {told} for {self._config.start_time_s:g} s: look whether it runs"
                 )
             time.sleep(_HEALTH_EVERY_S)
 
@@ -133,7 +133,10 @@ class GivenServer:
         try:
             return Release(version=str(response.json()["version"]).partition("+")[0])
         except (ValueError, KeyError, TypeError) as error:
-            raise EngineError(f"{self.name} does not tell its version: is it one?") from error
+            raise EngineError(
+                f"{self.name} does not tell its version (status {response.status_code} at "
+                "/version): is it one?"
+            ) from error
 
     def _refuse_missing_key(self, status: int | None) -> None:
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):

@@ -23,6 +23,11 @@ OWN_TRAJECTORIES = [
     *("turnledger", "import-trajectories", "docs/examples/trajectories.jsonl"),
     *("--run", "theirs"),
 ]
+OWN_CONVERSATIONS = [
+    *("turnledger", "train", "--run", "taught", "--config", "docs/examples/small.toml"),
+    *("--set", "iterations=0", "--set", "cold_start.path=docs/examples/conversations.jsonl"),
+    *("--set", "cold_start.learning_rate=1e-3"),
+]
 SECTION = re.compile(r"^### (\w+)\n(.*?)(?=^##)", re.M | re.S)
 
 
@@ -73,6 +78,9 @@ def test_table_lies_where_the_page_says(
         workplace.run_here([OWN_PROBLEMS], monkeypatch)
     if stage == "trajectories" and not (store / "run=theirs").exists():  # importing.md makes it
         workplace.run_here([OWN_TRAJECTORIES], monkeypatch)
+    # cold-start.md makes it
+    if table == "cold_start_examples" and not (store / "run=taught").exists():
+        workplace.run_here([OWN_CONVERSATIONS], monkeypatch)
     present = set(store.rglob(f"{table}.parquet")) - set((store / "replaced").rglob("*"))
     assert present
     assert present == set(store.glob(pattern))

@@ -37,6 +37,7 @@ PINNED: dict[str, dict[int, str]] = {
     "rejected_trajectories": {1: "d771c3822e00bac1"},
     "foreign_labels": {1: "882c0ae31a555dfc"},
     "cold_start_updates": {1: "773dbb347d9af3f1"},
+    "cold_start_examples": {1: "c8fc67b7a4710207"},
 }
 """Digest of every table's schema, by version. Older versions stay, as a record."""
 

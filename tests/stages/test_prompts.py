@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from schemas.config import ColdStartConfig, ExecutionConfig
+from schemas.cold_start import ColdStartConfig
+from schemas.config import ExecutionConfig
 from schemas.errors import TurnledgerError
 from schemas.tables import Problems, Prompts
 from stages.cold_start.demonstrations import make_demonstrations

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import dataframely as dy
 import polars as pl
 
+from schemas.cold_start_tables import Demonstrations
 from schemas.config import PolicyConfig
-from schemas.tables import Demonstrations
 
 LEVELS = (1, 2, 3)
 SMALL_POLICY = PolicyConfig(hidden_size=32, layers=2, heads=2, feed_forward_size=64)

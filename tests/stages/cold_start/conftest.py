@@ -6,8 +6,9 @@ import dataframely as dy
 import pytest
 import torch
 
-from schemas.config import ColdStartConfig, ExecutionConfig
-from schemas.tables import Demonstrations
+from schemas.cold_start import ColdStartConfig
+from schemas.cold_start_tables import Demonstrations
+from schemas.config import ExecutionConfig
 from stages.cold_start.demonstrations import make_demonstrations
 from stages.cold_start.tiny_policy import make_tokenizer
 from stages.dialogue.tags import TAGS, TagDialogue

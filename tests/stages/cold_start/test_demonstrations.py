@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from schemas.config import ColdStartConfig, ExecutionConfig, RolloutConfig
+from schemas.cold_start import ColdStartConfig
+from schemas.cold_start_tables import Demonstrations
+from schemas.config import ExecutionConfig, RolloutConfig
 from schemas.errors import ExecutorError
-from schemas.tables import Demonstrations
 from stages.cold_start.demonstrations import make_demonstrations
 from stages.cold_start.families import draw_problems
 from stages.dialogue.tags import parse_turns

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from schemas.config import ColdStartConfig, PolicyConfig, RolloutConfig
-from schemas.tables import ColdStartUpdates, Demonstrations
+from schemas.cold_start import ColdStartConfig
+from schemas.cold_start_tables import ColdStartUpdates, Demonstrations
+from schemas.config import PolicyConfig, RolloutConfig
 from stages.cold_start.tiny_policy import TinyModel, make_model
 from stages.cold_start.training import Sequences, tokenise, train_on_demonstrations
 from stages.dialogue.tags import TagDialogue

@@ -1,7 +1,9 @@
 """Tool calls through a chat template: what is written is read back; what is inserted is exact."""
 
 import json
+from collections.abc import Callable
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,8 @@ from schemas.errors import PolicyError
 from schemas.tables import FinishReason
 from stages.dialogue.chat import INSTRUCTIONS, TAGS, TOOL, chat_dialogue, read_turn, write_turn
 from stages.dialogue.tags import Demonstrated
+from stages.dialogue.text_dialogue import TextDialogue
+from stages.dialogue.text_tags import text_dialogue
 from tests.stages.dialogue.chat_tokenizers import (
     CHATML,
     END,
@@ -167,3 +171,29 @@ def test_a_tokenizer_that_ends_nothing_is_refused() -> None:
     bare = "{% for m in messages %}[{{ m.content }}{% endfor %}{% if add_generation_prompt %}[{% endif %}"  # noqa: E501
     with pytest.raises(PolicyError, match="no end-of-sequence token"):
         chat_dialogue(chat_tokenizer(bare, end=None))
+
+
+@pytest.mark.parametrize(
+    ("end", "tokens"),
+    [("\n<|im_end|>\n", "\n<|im_end|>"), ("<|im_end|><|im_start|>", "<|im_end|>")],
+)
+def test_a_message_ends_at_the_first_control_token_behind_it(end: str, tokens: str) -> None:
+    """The tokenizer's own end token is another one, as that of many pretrained models is."""
+    tokenizer = chat_tokenizer(CHATML.replace("<|im_end|>\n", end), end="</s>")
+    dialogue = chat_dialogue(tokenizer)
+    known = tokenizer.get_added_vocab()
+    assert list(dialogue.stop_ids) == [known[END], known["</s>"]]
+    written = dialogue.encode_turns(["So.<answer>5</answer>"])
+    assert dialogue.decode_turns(written)[0].endswith(tokens)
+    turns = pl.DataFrame({"text": dialogue.decode_turns(written), "token_ids": written})
+    read = dialogue.parse_turns(turns.with_columns(limit=pl.lit("length")))
+    assert (read["finish_reason"].item(), read["answer"].item()) == ("answer", "5")
+
+
+@pytest.mark.parametrize("make", [chat_dialogue, text_dialogue])
+def test_a_template_that_ends_messages_with_mere_text_is_refused(
+    make: Callable[[PreTrainedTokenizerFast], TextDialogue],
+) -> None:
+    tokenizer = chat_tokenizer(CHATML.replace("<|im_end|>", "<|end_of_it|>"), end=END)
+    with pytest.raises(PolicyError, match=r"ends its messages with '<\|end_of_it\|>', which is no"):
+        make(tokenizer)

@@ -97,3 +97,19 @@ def test_a_template_that_leaves_the_instructions_out_is_refused() -> None:
     template = "{% for m in messages if m.role != 'system' %}[{{ m.content }}]{% endfor %}"
     with pytest.raises(PolicyError, match="does not write the message of role system"):
         around_problem(chat_tokenizer(template), OPENING)
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day() -> None:
+    template = (
+        "{% macro today() %}{{ strftime_now('%A, %d %b %Y') }} ({{ strftime_now('%Y-%m-%d') }})"
+        "{% endmacro %}{% if strftime_now is defined %}{{ today() }}\n{% endif %}" + CHATML
+    )
+    text = rendered(chat_tokenizer(template), OPENING)
+    assert text.startswith("Friday, 26 Jul 2024 (2024-07-26)\n<|im_start|>system")
+
+
+@pytest.mark.parametrize("template", [CHATML, WITH_TOOLS, "\n" + CHATML, "  " + CHATML])
+def test_all_else_is_written_as_transformers_does(template: str) -> None:
+    tokenizer = chat_tokenizer(template)
+    written = tokenizer.apply_chat_template(OPENING, tokenize=False, add_generation_prompt=True)
+    assert rendered(tokenizer, OPENING) == written

@@ -23,6 +23,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from tests.stages.rollout.rollout_policies import CONTEXT, VOCABULARY
@@ -67,6 +69,13 @@ _MODELS = {
         GPT2LMHeadModel,
         GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT),
     ),
+    # Tokens are sent to some of several experts.
+    "qwen3_moe": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(
+            **_SIZES, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+        ),
+    ),
     # A state in place of attention: cannot be packed.
     "mamba": (
         MambaForCausalLM,
@@ -81,8 +90,12 @@ def tiny_model(architecture: str) -> PreTrainedModel:
     """Makes a model in double precision, whose weights are large enough for sharp distributions."""
     kind, config = _MODELS[architecture]
     torch.manual_seed(0)
-    attention = {"attn_implementation": "eager"} if architecture == "gemma2" else {}
-    model = kind._from_config(config, **attention)
+    # Gemma caps scores in this way of attention only; the other way of experts knows no float64.
+    ways = {
+        "gemma2": {"attn_implementation": "eager"},
+        "qwen3_moe": {"experts_implementation": "eager"},
+    }
+    model = kind._from_config(config, **ways.get(architecture, {}))
     for name, parameter in model.named_parameters():
         if (parameter.ndim == 2 and architecture != "mamba") or name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)

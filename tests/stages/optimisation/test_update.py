@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from schemas.errors import TurnledgerError
 from schemas.optimisation import OptimisationConfig
-from schemas.tables import TURN_KEY, Updates
+from schemas.tables import TURN_KEY
+from schemas.update_tables import Updates
 from stages.optimisation import Batch, Update, make_batch, optimise
 from storage.checkpoints import load_optimiser_state, load_policy, save_policy
 from tests.stages.optimisation.optimisation_batches import (
@@ -259,3 +260,11 @@ def test_tokens_of_another_vocabulary_are_refused_by_key() -> None:
     tokens[batch.offsets[1]] = 99  # in the prompt of the second trajectory
     with pytest.raises(TurnledgerError, match=r"token 99 of the trajectory of turn \('g0', 1, 0\)"):
         step(random_model("llama"), replaced(batch, token_ids=tokens))
+
+
+def test_two_threads_give_the_same_bits_twice() -> None:
+    batch, models = ragged_batch([60, 44, 63, 50] * 3), [random_model("llama") for _ in range(2)]
+    torch.set_num_threads(2)
+    for model in models:
+        step(model, batch)
+    assert torch.equal(weights(models[0]), weights(models[1]))

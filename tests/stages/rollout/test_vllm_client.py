@@ -5,28 +5,36 @@ import json
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 import pytest
 
+from schemas.config import VllmConfig
 from schemas.errors import EngineError
 from stages.rollout.engine import Requests
 from stages.rollout.vllm_client import ServerLost, VllmClient
-from stages.rollout.vllm_server import health
+from stages.rollout.vllm_server import GivenServer, health
 
 VOCABULARY = 8
 
 
 @contextmanager
-def answering(body: bytes, **headers: str) -> Iterator[str]:
-    """Yields the address of a server that answers everything alike."""
+def answering(
+    body: bytes, *, status: int = 200, silent_at: str = "", **headers: str
+) -> Iterator[str]:
+    """Yields the address of a server that answers everything alike, and never at one path."""
+    ended = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("content-length") or 0))
-            self.send_response(200)
+            if self.path == silent_at:
+                ended.wait()
+                return
+            self.send_response(status)
             for name, value in {"content-length": str(len(body)), **headers}.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
@@ -37,20 +45,34 @@ def answering(body: bytes, **headers: str) -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             """Says nothing."""
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
+        ended.set()
         server.shutdown()
         server.server_close()
 
 
-def asked(url: str, question: Callable[[VllmClient], Coroutine[Any, Any, object]]) -> object:
+def asked(
+    url: str,
+    question: Callable[[VllmClient], Coroutine[Any, Any, object]],
+    *,
+    answer_time_s: float = 60.0,
+) -> object:
     async def ask() -> object:
-        client = VllmClient(url, {}, name="it", vocabulary=VOCABULARY, request_time_s=5)
+        client = VllmClient(
+            url,
+            {},
+            name="it",
+            vocabulary=VOCABULARY,
+            request_time_s=3_600,
+            answer_time_s=answer_time_s,
+        )
         try:
-            return await question(client)
+            async with asyncio.timeout(120):
+                return await question(client)
         finally:
             await client.close()
 
@@ -122,3 +144,48 @@ def test_an_answer_that_cannot_be_unpacked_is_a_lost_server() -> None:
         assert health(url, {}) is None
         with pytest.raises(ServerLost):
             asked(url, VllmClient.metrics)
+
+
+@pytest.mark.parametrize(
+    ("path", "question"),
+    [
+        ("/v1/models", VllmClient.find_model),
+        ("/metrics", VllmClient.metrics),
+        ("/collective_rpc", VllmClient.served_policy),
+        ("/reset_prefix_cache", partial(VllmClient.load_weights, folder="any", time_s=3_600)),
+    ],
+    ids=["models", "metrics", "served_policy", "load_weights"],
+)
+def test_no_call_but_a_completion_waits_as_long_as_one_may(
+    path: str, question: Callable[[VllmClient], Coroutine[Any, Any, object]]
+) -> None:
+    with (
+        answering(b"{}", silent_at=path) as url,
+        pytest.raises(ServerLost, match=f"ReadTimeout at {path}"),
+    ):
+        asked(url, question, answer_time_s=0.5)
+
+
+def test_loading_weights_has_a_time_of_its_own() -> None:
+    with (
+        answering(b"{}", silent_at="/collective_rpc") as url,
+        pytest.raises(ServerLost, match="ReadTimeout at /collective_rpc"),
+    ):
+        asked(url, partial(VllmClient.load_weights, folder="any", time_s=0.5))
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_that_is_not_well_is_told_with_what_it_answers(status: int) -> None:
+    with answering(b"no", status=status) as url:
+        server = GivenServer(VllmConfig(url=url, start_time_s=0.1))
+        with pytest.raises(EngineError, match=f"answers {status} at /health for 0.1 s"):
+            server.start("any")
+        with pytest.raises(EngineError, match=f"status {status} at /version"):
+            server.release()
+
+
+def test_a_server_that_is_not_there_is_told_as_that() -> None:
+    with answering(b"") as url:
+        server = GivenServer(VllmConfig(url=url, start_time_s=0.1))
+    with pytest.raises(EngineError, match=r"does not answer for 0\.1 s"):
+        server.start("any")

@@ -1,0 +1,230 @@
+"""Cold starts on the trajectories of another run, and on conversations of a file."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from small_runs import SMALL, Cli, sets
+
+from flows.binding import Place
+from flows.imitated import cold_start_settings
+from flows.plan import plan_training
+from flows.sampling_tasks import cold_start_task
+from schemas.config import RunConfig, parse_config
+from storage import Store, open_table
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+FEW = (*SMALL, "cold_start.steps=3", "cold_start.learning_rate=1e-3", "iterations=0")
+OF_RUN = (*FEW, "cold_start.run=source", "cold_start.only_right=false")
+CHAT = {
+    "messages": [
+        {"role": "user", "content": "Take 12. Multiply it by 7."},
+        {"role": "assistant", "content": "product<code>print(12 * 7)</code>"},
+        {"role": "tool", "content": "84"},
+        {"role": "assistant", "content": "<answer>84</answer>"},
+    ]
+}
+
+
+def said(cli: Cli, *arguments: str) -> str:
+    done = cli.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def train(cli: Cli, store: Path, run: str, *settings: str) -> str:
+    return said(cli, "train", "--store", str(store), "--run", run, *sets(*settings))
+
+
+def written(path: Path, *rows: object) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose run `imitator` has learnt from the first iteration of `source`."""
+    folder = tmp_path_factory.mktemp("imitated") / "store"
+    train(cli, folder, "source", *SMALL, "iterations=1")
+    told = train(cli, folder, "imitator", *OF_RUN)
+    assert "imitated 24 of 24 trajectories\n" in told
+    return folder
+
+
+# A run
+
+
+def test_every_trajectory_of_the_run_is_learnt_as_it_was_sampled(store: Path) -> None:
+    examples = open_table(store, "imitator", "cold_start_examples").collect()
+    turns = open_table(store, "source", "turns").filter(iteration=1).collect()
+    own = (
+        examples.explode("token_ids", "carries_loss")
+        .filter("carries_loss")
+        .group_by("task_id", "sample_index")
+        .agg("token_ids")
+    )
+    sampled = (
+        turns.sort("turn_index")
+        .explode("token_ids")
+        .group_by("task_id", "sample_index", maintain_order=True)
+        .agg("token_ids")
+    )
+    key = ["task_id", "sample_index"]
+    assert own.sort(key).rows() == sampled.sort(key).rows()
+    assert set(examples["sampled_in"]) == {1}
+
+
+def test_the_policy_is_evaluated_and_its_tables_are_traced_to_the_run(store: Path) -> None:
+    evaluated = open_table(store, "imitator", "evaluations", split="evaluation").collect()
+    assert set(evaluated["iteration"]) == {0}
+    slot = Place(store=str(store), run="imitator", iteration=0).slot("cold_start")
+    manifest = Store.open(store).manifest(slot)
+    assert manifest is not None
+    assert {ref.name for ref in manifest.parents} == {
+        *("prompts", "turns", "executions", "turn_rewards"),
+    }
+    assert all(ref.uri.startswith("run=source/iteration=0001/") for ref in manifest.parents)
+    assert set(manifest.tables) == {"cold_start_examples", "cold_start_updates"}
+
+
+def test_nothing_is_computed_again(cli: Cli, store: Path) -> None:
+    assert "\n0 stage runs computed" in train(cli, store, "imitator", *OF_RUN)
+
+
+def test_a_run_stays_with_what_it_learnt_from_when_the_other_goes_on_or_is_dropped(
+    cli: Cli, store: Path
+) -> None:
+    train(cli, store, "source", *SMALL, "iterations=2")
+    assert "\n0 stage runs computed" in train(cli, store, "imitator", *OF_RUN)
+    assert "imitated 48 of 48 trajectories\n" in train(cli, store, "later", *OF_RUN)
+    said(cli, "drop", "source", "--store", str(store))
+    for run in ("imitator", "later"):
+        assert "\n0 stage runs computed" in train(cli, store, run, *OF_RUN)
+    fresh = cli.run("train", "--store", str(store), "--run", "new", *sets(*OF_RUN))
+    assert "cold_start.run: run source is not in" in fresh.stderr
+    said(cli, "drop", "source", "--undo", "--store", str(store))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["cold_start.run=bad"], "cold_start.run: run bad cannot imitate itself"),
+        (["cold_start.run=nobody"], "cold_start.run: run nobody is not in"),
+        (["cold_start.run=imitator"], "run imitator holds no scored trajectories: train it"),
+        (["cold_start.run=theirs"], "run theirs holds imported trajectories, without token ids"),
+        (["cold_start.run=source"], "run source: nothing is left to imitate: "),
+        (
+            ["cold_start.run=source", "policy.vocabulary_size=400"],
+            "has other token ids here: take a policy with the tokenizer of that run",
+        ),
+        (
+            ["cold_start.run=source", "cold_start.path=x.jsonl"],
+            "run and path are both set: trajectories come from one of them",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_imitated_is_refused_in_one_line(
+    cli: Cli, store: Path, settings: list[str], reason: str
+) -> None:
+    if "cold_start.run=theirs" in settings:
+        said(cli, "import-trajectories", str(EXAMPLES / "trajectories.jsonl"), "--run", "theirs",
+             "--store", str(store))  # fmt: skip
+    done = cli.run("train", "--store", str(store), "--run", "bad", *sets(*FEW, *settings))
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+# A file
+
+
+def test_a_file_is_learnt_and_what_is_left_out_is_told(
+    cli: Cli, store: Path, tmp_path: Path
+) -> None:
+    silent = {"messages": CHAT["messages"][:1]}
+    long = [*CHAT["messages"][:2], {"role": "tool", "content": "9" * 600}, CHAT["messages"][3]]
+    file = written(tmp_path / "chats.jsonl", CHAT, silent, {"messages": long})
+    told = train(cli, store, "of-file", *FEW, f"cold_start.path={file}")
+    assert (
+        "imitated 1 of 3 trajectories; left out: 1 no message of the assistant, "
+        "1 longer than the context"
+    ) in told or (
+        "imitated 1 of 3 trajectories; left out: 1 longer than the context, "
+        "1 no message of the assistant"
+    ) in told
+    examples = open_table(store, "of-file", "cold_start_examples").collect()
+    assert examples["row"].to_list() == [1, 2, 3]
+    assert examples["tokens"].is_null().to_list() == [False, True, False]
+
+
+def test_a_file_counts_by_its_content_and_may_be_gone(
+    cli: Cli, store: Path, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "chats.jsonl", CHAT)
+    settings = (*FEW, f"cold_start.path={file}")
+    train(cli, store, "counted", *settings)
+    place = Place(store=str(store), run="counted", iteration=0)
+    written(file, CHAT, CHAT)
+    plan = plan_training(place, parse_config(overrides=settings))
+    start = plan.filter(pl.col("stage") == "cold_start")
+    assert start.select("action", "reason").rows() == [("run", "data file changed")]
+    file.unlink()
+    assert "\n0 stage runs computed" in train(cli, store, "counted", *settings)
+    moved = written(tmp_path / "moved.jsonl", CHAT)
+    told = train(cli, store, "counted", *FEW, f"cold_start.path={moved}")
+    assert "\n0 stage runs computed" in told
+    other = written(tmp_path / "other.jsonl", CHAT, CHAT)
+    done = cli.run("train", "--store", str(store), "--run", "counted",
+                   *sets(*FEW, f"cold_start.path={other}"))  # fmt: skip
+    assert "run counted was made with other settings (cold_start.path" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("none.jsonl", None, "trajectory file {file} does not exist"),
+        ("page.txt", "Hello", "{file} has an unknown type: take .jsonl (one JSON object a line)"),
+        ("page.jsonl", "Hello\n", "{file}: no row has fields: rows are not JSON"),
+        ("other.jsonl", '{"a": 1}\n', "{file}: the format is not known, a row has a: take rows"),
+        (
+            "silent.jsonl",
+            '{"messages": [{"role": "user", "content": "Hello?"}]}\n',
+            "{file}: nothing is left to imitate: 1 no message of the assistant",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_one_line(
+    cli: Cli, store: Path, tmp_path: Path, name: str, text: str | None, reason: str
+) -> None:
+    file = tmp_path / name
+    if text is not None:
+        file.write_text(text)
+    done = cli.run("train", "--store", str(store), "--run", "bad-file",
+                   *sets(*FEW, f"cold_start.path={file}"))  # fmt: skip
+    assert done.returncode == 1
+    assert reason.format(file=file) in done.stderr
+    assert "cold_start.path: " in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+# What counts
+
+
+def test_code_of_imitation_counts_only_where_there_is_any(store: Path) -> None:
+    place = Place(store=str(store), run="new", iteration=0)
+    codes = [
+        cold_start_task.describe(place, parse_config(overrides=settings)).fingerprint.code
+        for settings in (SMALL, OF_RUN)
+    ]
+    of_imitation = {"stages.cold_start.imitation", "stages.optimisation.packing"}
+    assert of_imitation.isdisjoint(codes[0])
+    assert of_imitation <= codes[1].keys()
+
+
+def test_settings_of_imitation_count_only_where_there_is_any() -> None:
+    demonstrated = cold_start_settings(RunConfig())
+    assert {"run", "path", "only_right", "learning_rate"}.isdisjoint(demonstrated)
+    imitated = cold_start_settings(parse_config(overrides=["cold_start.run=a"]))
+    assert {"only_right", "learning_rate", "micro_batch_tokens", "dtype"} <= imitated.keys()
+    assert {"run", "path"}.isdisjoint(imitated)
