@@ -188,6 +188,7 @@ def optimisation_task(
         config=settings,
         inputs=inputs,
         seed=start.seed,
+        libraries=("peft",) if config.lora_rank else (),
         compute=compute,
     )
 

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.optimisation import OptimisationConfig
 from stages.optimisation import Batch, Update, optimise, score_batch
+from stages.optimisation.adapter import Adapter, attach
 from stages.optimisation.devices import ONE_DEVICE, Devices
-from storage.checkpoints import load_optimiser_state, load_policy
+from storage.checkpoints import load_adapter, load_optimiser_state, load_policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +62,13 @@ def learn(
         reference = score_batch(other, job.batch, job.config, devices_of(other))
         del other
     model, tokenizer = load_policy(job.policy, device=device)
+    state = prepare(job, model)
     devices = devices_of(model)
     update = optimise(
         model,
         job.batch,
         job.config,
-        optimiser_state=load_optimiser_state(job.policy),
+        optimiser_state=state,
         seed=job.seed,
         iteration=job.iteration,
         iterations=job.iterations,
@@ -74,3 +77,21 @@ def learn(
         on_progress=on_progress,
     )
     return Learned(update=update, model=model, tokenizer=tokenizer, devices=devices)
+
+
+def prepare(job: Job, model: PreTrainedModel) -> dict[str, Any] | None:
+    """Puts an adapter on a policy if one is trained; returns the optimiser's state that fits.
+
+    An adapter of other settings stays merged, and so does one where all weights are trained: what
+    is trained then is new, and so is its optimiser.
+    """
+    kept = load_adapter(job.policy)
+    stored = None if kept is None else Adapter(**kept)
+    goes_on = (
+        stored is None
+        if not job.config.lora_rank
+        else (stored is not None and stored.fits(job.config))
+    )
+    if job.config.lora_rank:
+        attach(model, job.config, stored if goes_on else None, seed=job.seed)
+    return load_optimiser_state(job.policy) if goes_on else None

@@ -12,14 +12,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from flows.learning import Job, learn
+from flows.learning import Job, learn, prepare
 from schemas.config import ComputeConfig
 from schemas.errors import TurnledgerError
 from stages.optimisation import Update
+from stages.optimisation.adapter import detach
 from storage.checkpoints import load_policy, save_policy
 
 _SOURCES = Path(__file__).resolve().parent.parent
@@ -45,11 +47,13 @@ def update_policy(
         update, weights = learn_on_processes(job, compute, on_progress)
         if weights is not None:
             model, tokenizer = load_policy(job.policy)
+            prepare(job, model)
             model.load_state_dict(weights)
     state = update.optimiser_state
     if state is None:
         return update, None
-    return update, lambda out: save_policy(out, model, tokenizer, state)
+    adapter = asdict(detach(model, job.config)) if job.config.lora_rank else None
+    return update, lambda out: save_policy(out, model, tokenizer, state, adapter)
 
 
 def learn_on_processes(

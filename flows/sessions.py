@@ -60,7 +60,7 @@ def check_inputs(
         TrajectoryFileError: If the file of conversations is missing, and the policy is not stored.
         StoreError: If the run that is imitated is not there.
         ConfigError: If torch cannot use the device, snippets are to read what is no folder, or
-            the package of the measure of similarity is missing.
+            the package of the measure of similarity or of LoRA is missing.
         EmbeddingError: If the embedding model of the measure is no such model.
         EngineError: If the vLLM server is missing, or does not know the policy's heads.
         ExecutorError: If code cannot be isolated on this machine.
@@ -71,6 +71,10 @@ def check_inputs(
 
         imitated_inputs(place, config)
     _check_device(config.compute)
+    if config.optimisation.lora_rank:
+        from stages.optimisation.adapter import require_peft
+
+        require_peft()
     if shapes:
         from stages.similarity import require_measure
 

@@ -58,3 +58,7 @@ class OptimisationConfig(Section):
     """Mean divergence from the sampling policy, nats a token, beyond which an update is stopped."""
     measure_change: bool = True
     """Whether a pass after the last step measures what each turn's log-probability came to."""
+    lora_rank: int = Field(0, ge=0)
+    """Rank of the matrices that are trained beside each linear layer; 0 trains all weights."""
+    lora_alpha: int = Field(32, ge=1)
+    """What LoRA adds is multiplied by this and divided by the rank."""

@@ -32,6 +32,7 @@ transformers_logging.disable_progress_bar()
 one_at_a_time = threading.Lock()
 
 OPTIMISER_FILE = "optimiser.pt"
+ADAPTER_FILE = "lora.pt"
 UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
     *(SafetensorError, StrictDataclassError),
@@ -44,8 +45,16 @@ def save_policy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     optimiser_state: dict[str, Any] | None,
+    adapter: dict[str, Any] | None = None,
 ) -> None:
     """Writes a policy into an empty folder, which `load_policy` and transformers both open.
+
+    Args:
+        folder: Where.
+        model: Policy; one with an adapter, merged.
+        tokenizer: Its tokenizer.
+        optimiser_state: What is needed to go on training; null if there is nothing.
+        adapter: The adapter that was merged, and what it was merged into.
 
     Raises:
         OSError: If the file system refuses, with the system's error number where it is known.
@@ -53,12 +62,14 @@ def save_policy(
     with _system_errors():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    if optimiser_state is not None:
+    for name, kept in ((OPTIMISER_FILE, optimiser_state), (ADAPTER_FILE, adapter)):
+        if kept is None:
+            continue
         # Through memory: torch's own writer puts the file's name into the file, and aborts the
         # process, not the call, where the disk is full.
         buffer = io.BytesIO()
-        torch.save(optimiser_state, buffer)
-        (folder / OPTIMISER_FILE).write_bytes(buffer.getvalue())
+        torch.save(kept, buffer)
+        (folder / name).write_bytes(buffer.getvalue())
 
 
 def load_policy(
@@ -104,11 +115,19 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 def load_optimiser_state(folder: str | Path) -> dict[str, Any] | None:
     """Reads the optimiser's state of a policy folder; null where it was never trained."""
-    path = Path(folder) / OPTIMISER_FILE
+    return _load_tensors(Path(folder) / OPTIMISER_FILE)
+
+
+def load_adapter(folder: str | Path) -> dict[str, Any] | None:
+    """Reads the adapter that was merged into a policy; null where none was."""
+    return _load_tensors(Path(folder) / ADAPTER_FILE)
+
+
+def _load_tensors(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return kept
 
 
 @contextlib.contextmanager

@@ -154,12 +154,13 @@ def _optimiser(
     config: OptimisationConfig,
     devices: Devices,
 ) -> torch.optim.Optimizer:
+    named = [(name, w) for name, w in model.named_parameters() if w.requires_grad]
+    weights = [weight for _, weight in named]
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        weights, lr=config.learning_rate, weight_decay=config.weight_decay
     )
     if state is None:
         return optimiser
-    named = list(model.named_parameters())
     known = state["state"]
     if len(state["param_groups"][0]["params"]) != len(named):
         raise TurnledgerError(
@@ -173,7 +174,7 @@ def _optimiser(
                 f"the stored optimiser is not of this policy: {name} has the shape "
                 f"{tuple(weight.shape)}, there {tuple(moment.shape)}"
             )
-    optimiser.load_state_dict(devices.own_state(state, list(model.parameters())))
+    optimiser.load_state_dict(devices.own_state(state, weights))
     for group in optimiser.param_groups:
         group["weight_decay"] = config.weight_decay
     return optimiser
