@@ -1,5 +1,6 @@
 """A training that keeps few policies: which go, and that going on needs none of them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,23 @@ def test_going_on_gives_what_a_run_that_kept_all_has(cli: Cli, tmp_path: Path) -
         assert done.returncode == 1
         assert "the policy of iteration 2 of few is not kept any more" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_branch_goes_on_without_the_policy_that_it_began_with(
+    cli: Cli, trained: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(trained, store)
+    there = ("--store", str(store), "--run")
+    change = ("--into", "branch", "--set", "learning_rate=1e-4")
+    done = cli.run("rerun", "optimisation", *there, "small", "--iteration", "1", *change)
+    assert done.returncode == 0, done.stderr
+    assert cli.run("train", *there, "branch").returncode == 0
+    Store.open(store).release_policy(policy_slot("branch", 1))
+    for command in ("plan", "train"):
+        done = cli.run(command, *there, "branch")
+        assert done.returncode == 0, done.stderr
+    assert "0 stage runs computed" in done.stdout
 
 
 def test_the_best_of_equal_evaluations_is_the_last(trained: Path) -> None:
