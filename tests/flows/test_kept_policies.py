@@ -62,6 +62,17 @@ def test_the_best_of_equal_evaluations_is_the_last(trained: Path) -> None:
     assert best_iteration(Place(store=str(trained), run="small", iteration=2)) == best
 
 
+def test_without_an_evaluation_none_is_the_best(trained: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(trained, store)
+    for folder in (store / "run=small").glob("iteration=*/split=evaluation"):
+        shutil.rmtree(folder)
+    done = Place(store=str(store), run="small", iteration=2)
+    assert best_iteration(done) == 0
+    PolicyKeeper(2).free(done)
+    assert kept(store, "small") == [0, 1, 2]
+
+
 def test_all_are_kept_unless_asked(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "release_policy", lambda *_: pytest.fail("released"))
     PolicyKeeper(None).free(Place(store=str(trained), run="small", iteration=2))
