@@ -32,7 +32,18 @@ class PolicyKeeper:
 
 
 def best_iteration(place: Place) -> int:
-    """Returns the iteration with the best evaluation of a run, of equal ones the last."""
+    """Returns the iteration with the best evaluation of a run, of equal ones the last.
+
+    Args:
+        place: The last iteration that is done.
+
+    Returns:
+        0 if none is evaluated: a branch may go on for long before its first evaluation.
+    """
+    store = place.open()
+    slots = (place.at(i).of_evaluation().slot("evaluation") for i in range(place.iteration + 1))
+    if all(store.manifest(slot) is None for slot in slots):
+        return 0
     accuracy = accuracy_by_iteration(place.store, place.run).drop_nulls("avg_at_k")
     best = accuracy.sort("avg_at_k", "iteration").tail(1)
     return int(best["iteration"][0]) if len(best) else 0

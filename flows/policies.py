@@ -13,12 +13,23 @@ def policy_slot(run: str, iteration: int) -> Slot:
 
 
 def stored_policy(store: Store, run: str, iteration: int) -> CheckpointRef:
-    """Returns the policy that an iteration of a run made; 0 is the cold start.
+    """Returns the policy that an iteration of a run made, to compute with; 0 is the cold start.
+
+    Raises:
+        StoreError: If the run does not hold it, or does not keep it any more.
+    """
+    checkpoint = made_policy(store, run, iteration)
+    store.refuse_released(checkpoint)
+    return checkpoint
+
+
+def made_policy(store: Store, run: str, iteration: int) -> CheckpointRef:
+    """Returns the same, kept or not: stored results that were made from it need no more.
 
     A branch holds the policies it needs: of the cold start, before and after its iteration.
 
     Raises:
-        StoreError: If the run does not hold it, or does not keep it any more.
+        StoreError: If the run does not hold it.
     """
     slot = policy_slot(run, iteration)
     manifest = store.manifest(slot)
@@ -28,5 +39,4 @@ def stored_policy(store: Store, run: str, iteration: int) -> CheckpointRef:
             f"run {run} holds no policy of iteration {iteration}: train it that far, or rerun "
             "its optimisation"
         )
-    store.refuse_released(checkpoint)
     return checkpoint

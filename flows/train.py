@@ -22,7 +22,7 @@ from flows.credit_tasks import (
 from flows.events import listening
 from flows.kept_policies import PolicyKeeper
 from flows.outside import problem_sections
-from flows.policies import stored_policy
+from flows.policies import made_policy
 from flows.rollouts import (
     Chain,
     ProblemSets,
@@ -103,7 +103,7 @@ def training(
     else:
         store = place.open()
         held = {0, begin, sampler_of(begin + 1, config)}
-        policies = {number: stored_policy(store, place.run, number) for number in held}
+        policies = {number: made_policy(store, place.run, number) for number in held}
         first = policies[0]
 
     def roll_out(iteration: int) -> list[Chain]:

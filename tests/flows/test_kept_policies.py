@@ -1,5 +1,6 @@
 """A training that keeps few policies: which go, and that going on needs none of them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,38 @@ def test_going_on_gives_what_a_run_that_kept_all_has(cli: Cli, tmp_path: Path) -
         assert "Traceback" not in done.stderr
 
 
+def test_a_branch_goes_on_without_the_policy_that_it_began_with(
+    cli: Cli, trained: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(trained, store)
+    there = ("--store", str(store), "--run")
+    change = ("--into", "branch", "--set", "learning_rate=1e-4")
+    done = cli.run("rerun", "optimisation", *there, "small", "--iteration", "1", *change)
+    assert done.returncode == 0, done.stderr
+    assert cli.run("train", *there, "branch").returncode == 0
+    Store.open(store).release_policy(policy_slot("branch", 1))
+    for command in ("plan", "train"):
+        done = cli.run(command, *there, "branch")
+        assert done.returncode == 0, done.stderr
+    assert "0 stage runs computed" in done.stdout
+
+
 def test_the_best_of_equal_evaluations_is_the_last(trained: Path) -> None:
     accuracy = accuracy_by_iteration(trained, "small")
     best = accuracy.filter(accuracy["avg_at_k"] == accuracy["avg_at_k"].max())["iteration"].max()
     assert best_iteration(Place(store=str(trained), run="small", iteration=2)) == best
+
+
+def test_without_an_evaluation_none_is_the_best(trained: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(trained, store)
+    for folder in (store / "run=small").glob("iteration=*/split=evaluation"):
+        shutil.rmtree(folder)
+    done = Place(store=str(store), run="small", iteration=2)
+    assert best_iteration(done) == 0
+    PolicyKeeper(2).free(done)
+    assert kept(store, "small") == [0, 1, 2]
 
 
 def test_all_are_kept_unless_asked(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
