@@ -13,8 +13,13 @@ from schemas.errors import StoreError
 from schemas.refs import CheckpointRef
 from storage import Store, bucket_garbage
 from storage.garbage import find_garbage, remove_garbage
+from storage.transfer import export_run, import_runs
 
 SIZE = 50_000
+
+
+def silent(*_: object) -> None:
+    pass
 
 
 def write_policy(folder: Path) -> None:
@@ -127,3 +132,18 @@ def test_made_again_it_is_there_again(store: Store) -> None:
 def test_a_result_without_a_policy_is_left_as_it_is(store: Store) -> None:
     store.release_policy(slot())
     assert store.manifest(slot()) is None
+
+
+@on_both
+def test_a_run_goes_to_another_store_without_it(store: Store, tmp_path: Path) -> None:
+    policy = put_policy(store)
+    store.save_run(record("demo"))
+    store.release_policy(slot())
+    export_run(store, "demo", tmp_path / "sent", silent)
+    other = Store.open(tmp_path / "other", create=True)
+    import_runs(Store.open(tmp_path / "sent"), other, None, silent)
+    there = other.verified(slot())
+    assert there is not None
+    assert there.output(slot().uri).checkpoint == policy
+    with pytest.raises(StoreError, match="not kept any more"):
+        other.path(policy)
