@@ -1,6 +1,7 @@
 """Which models the embedded engine can sample from, told by their configuration alone."""
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from schemas.errors import PolicyError
 
@@ -15,13 +16,19 @@ def refuse_other_folder(folder: str) -> None:
     """Refuses a policy that is stored in a folder, without loading its weights.
 
     Raises:
-        PolicyError: As `refuse_other_models`, or if the folder's config.json is none.
+        PolicyError: As `refuse_other_models`, or if the folder's config.json is none, or not of a
+            model that generates text.
     """
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PolicyError(f"{folder} cannot be opened as a policy: {reason}") from error
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise PolicyError(
+            f"{folder} cannot be opened as a policy: a model of type {config.model_type} generates "
+            "no text"
+        )
     refuse_other_models(config)
 
 

@@ -26,8 +26,8 @@ def updates(store: Path, run: str, table: str = "updates") -> pl.DataFrame:
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("gspo", ["loss=gspo_turn", "clip_low=0.003", "aggregation=sequence_mean"]),
-        ("corrected", ["mismatch=truncate", "entropy_bonus=0.01"]),
+        ("update-gspo", ["loss=gspo_turn", "clip_low=0.003", "aggregation=sequence_mean"]),
+        ("update-corrected", ["mismatch=truncate", "entropy_bonus=0.01"]),
     ],
 )
 def test_another_loss_samples_nothing(
@@ -38,18 +38,18 @@ def test_another_loss_samples_nothing(
     assert turns.drop("run").equals(before.filter(iteration=2).drop("run"))
     assert updates(trained, name)["loss"].to_list() != updates(trained, "small")["loss"].to_list()
     corrected = updates(trained, name)["mismatch_weight"]
-    assert corrected.is_null().all() == (name == "gspo")
+    assert corrected.is_null().all() == (name == "update-gspo")
 
 
 def test_the_reference_is_the_policy_of_the_cold_start(cli: Cli, trained: Path) -> None:
-    assert rerun(cli, trained, "held", "reference_kl=0.1") == ""
-    found = updates(trained, "held")
+    assert rerun(cli, trained, "update-held", "reference_kl=0.1") == ""
+    found = updates(trained, "update-held")
     # The policy before iteration 2 has moved since; it is not the reference by itself.
     assert found["reference_kl"].min() > 1e-8
     assert found["loss"].to_list() != found["policy_loss"].to_list()
     (manifest,) = [
         manifest
-        for uri, manifest in Store.open(trained).results("held")
+        for uri, manifest in Store.open(trained).results("update-held")
         if "iteration=0002" in uri and "stage=optimisation" in uri
     ]
     first = Store.open(trained).manifest(
@@ -69,21 +69,27 @@ def test_every_turn_with_credit_is_told_and_none_else(trained: Path) -> None:
 
 
 def test_a_stopped_update_names_its_turns_and_loses_nothing(cli: Cli, trained: Path) -> None:
-    error = rerun(cli, trained, "stopped", "max_kl=1e-6")
+    error = rerun(cli, trained, "update-stopped", "max_kl=1e-6")
     assert "the update of iteration 2 was stopped before step 1: divergence" in error
     assert "Traceback" not in error
-    faults = updates(trained, "stopped", "optimisation_faults")
+    faults = updates(trained, "update-stopped", "optimisation_faults")
     assert set(faults["reason"]) == {"divergence"}
-    assert updates(trained, "stopped")["step"].to_list() == [0]
-    assert set(updates(trained, "stopped", "turn_updates")["step"]) == {0}
+    assert updates(trained, "update-stopped")["step"].to_list() == [0]
+    assert set(updates(trained, "update-stopped", "turn_updates")["step"]) == {0}
     # What the line says to do goes on from there.
-    line = "turnledger rerun optimisation --run stopped --iteration 2 --into NAME"
+    line = "turnledger rerun optimisation --run update-stopped --iteration 2 --into NAME"
     assert line in " ".join(error.split())
-    assert rerun(cli, trained, "mended", "max_kl=1", run="stopped") == ""
+    assert rerun(cli, trained, "update-mended", "max_kl=1", run="update-stopped") == ""
     same = ["step", "loss", "kl", "gradient_norm"]
-    assert updates(trained, "mended").select(same).equals(updates(trained, "small").select(same))
+    assert (
+        updates(trained, "update-mended")
+        .select(same)
+        .equals(updates(trained, "small").select(same))
+    )
 
 
 def test_the_rate_of_a_schedule_is_that_of_the_iteration(cli: Cli, trained: Path) -> None:
-    assert rerun(cli, trained, "linear", "schedule=linear", "learning_rate=0.001") == ""
-    assert updates(trained, "linear")["learning_rate"].to_list() == pytest.approx([5e-4, 2.5e-4])
+    assert rerun(cli, trained, "update-linear", "schedule=linear", "learning_rate=0.001") == ""
+    assert updates(trained, "update-linear")["learning_rate"].to_list() == pytest.approx(
+        [5e-4, 2.5e-4]
+    )

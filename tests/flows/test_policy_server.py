@@ -14,11 +14,11 @@ from flows.policy_server import PolicyServer
 from schemas.errors import EngineError
 from stages.rollout.engine import Requests
 from stages.rollout.vllm_engine import VllmEngine
+from tests.process_trees import processes_below
 from tests.stages.rollout.vllm_environment import (
     CONFIG,
     forward,
     needs_vllm,
-    processes_below,
     write_policy,
 )
 
