@@ -66,7 +66,7 @@ def check_inputs(
         ExecutorError: If code cannot be isolated on this machine.
     """
     contents(place, config, reads)
-    if "cold_start.path" in reads:
+    if "cold_start.path" in reads and config.cold_start.run is not None:
         from flows.imitated import imitated_inputs
 
         imitated_inputs(place, config)

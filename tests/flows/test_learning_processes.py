@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import update_jobs
 from polars.testing import assert_frame_equal
+from update_jobs import updated
 
 from flows.learning import Job
 from flows.learning_processes import update_policy
 from schemas.config import ComputeConfig
 from schemas.errors import TurnledgerError
 from schemas.optimisation import OptimisationConfig
-from stages.optimisation import Update
 from storage.checkpoints import load_optimiser_state, load_policy, save_policy
 from tests.process_trees import alive, processes_below, wait_until
 from tests.stages.optimisation.optimisation_batches import ragged_batch, replaced
@@ -46,28 +47,8 @@ def job(tmp_path: Path) -> Job:
 
 
 def job_of(folder: Path, kind: str, **changes: Any) -> Job:
-    policy = folder / "policy"
-    policy.mkdir()
-    save_policy(policy, random_model(kind), letters_tokenizer(), None)
-    job = Job(
-        policy=policy,
-        reference=None,
-        batch=ragged_batch(LENGTHS),
-        config=CONFIG,
-        seed=0,
-        iteration=1,
-        iterations=2,
-    )
-    return dataclasses.replace(job, **changes)
-
-
-def updated(job: Job, compute: ComputeConfig, folder: Path) -> Update:
-    """Updates the policy of a job and writes the next one."""
-    update, write = update_policy(job, compute, quiet)
-    folder.mkdir()
-    assert write is not None
-    write(folder)
-    return update
+    known = {"config": CONFIG, "batch": ragged_batch(LENGTHS), **changes}
+    return update_jobs.job_of(folder, kind, **known)
 
 
 def assert_same_policy(ours: Path, theirs: Path) -> None:

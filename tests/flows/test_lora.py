@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import update_jobs
 
 from flows.learning import Job
-from flows.learning_processes import update_policy
 from schemas.config import ComputeConfig
 from schemas.errors import ConfigError
 from schemas.optimisation import OptimisationConfig
 from stages.optimisation import score_batch
 from stages.optimisation.adapter import Adapter, attach, detach
-from storage.checkpoints import load_adapter, load_policy, save_policy
+from storage.checkpoints import load_adapter, load_policy
 from tests.stages.optimisation.optimisation_batches import ragged_batch
-from tests.stages.rollout.rollout_policies import letters_tokenizer, random_model
 
 pytest.importorskip("peft")
 ONE = ComputeConfig(threads=1)
@@ -29,25 +28,11 @@ def one_thread() -> None:
 
 
 def job_of(folder: Path, kind: str = "llama") -> Job:
-    policy = folder / "policy"
-    policy.mkdir()
-    save_policy(policy, random_model(kind), letters_tokenizer(), None)
-    return Job(
-        policy=policy,
-        reference=None,
-        batch=ragged_batch(LENGTHS),
-        config=CONFIG,
-        seed=0,
-        iteration=1,
-        iterations=2,
-    )
+    return update_jobs.job_of(folder, kind, CONFIG, ragged_batch(LENGTHS))
 
 
 def updated(job: Job, folder: Path, compute: ComputeConfig = ONE) -> Path:
-    _, write = update_policy(job, compute, lambda text: None)
-    folder.mkdir()
-    assert write is not None
-    write(folder)
+    update_jobs.updated(job, compute, folder)
     return folder
 
 

@@ -1,5 +1,6 @@
 """Runs with results, records and branches, for tests of what concerns whole runs."""
 
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,8 +8,11 @@ from typing import Any
 
 from storage_builders import fingerprint, slot, updates
 
-from schemas.refs import StageOutput
+from schemas.refs import CheckpointRef, StageOutput
 from storage import RunRecord, Slot, Store
+
+POLICY_BYTES = 50_000
+"""Of a policy's weights."""
 
 
 def record(name: str = "demo", **parts: object) -> RunRecord:
@@ -37,6 +41,28 @@ def put_result(store: Store, place: Slot, seed: int, *, replace: bool = False) -
         parents=[],
         replace=replace,
     )
+
+
+def write_policy(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    (folder / "nested").mkdir()
+    (folder / "nested" / "weights.bin").write_bytes(os.urandom(POLICY_BYTES))
+
+
+def put_policy(store: Store, run: str = "demo", *, replace: bool = False) -> CheckpointRef:
+    """Stores a policy that no other has the bytes of."""
+    output = store.write(
+        slot(run=run),
+        fingerprint(),
+        tables={"updates": updates()},
+        checkpoint_writer=write_policy,
+        policy_version=4,
+        seconds=1.0,
+        parents=[],
+        replace=replace,
+    )
+    assert output.checkpoint is not None
+    return output.checkpoint
 
 
 def put_run(store: Store, run: str, seeds: Mapping[int, int], **parts: Any) -> None:

@@ -1,44 +1,21 @@
 """Policies that are not kept: their bytes go, and nothing that was made from them is doubted."""
 
-import os
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from places import objects_of, on_both
-from run_builders import record
-from storage_builders import fingerprint, slot, updates
+from run_builders import POLICY_BYTES, put_policy, record
+from storage_builders import fingerprint, slot
 
 from schemas.errors import StoreError
-from schemas.refs import CheckpointRef
 from storage import Store, bucket_garbage
 from storage.garbage import find_garbage, remove_garbage
 from storage.transfer import export_run, import_runs
 
-SIZE = 50_000
-
 
 def silent(*_: object) -> None:
     pass
-
-
-def write_policy(folder: Path) -> None:
-    (folder / "config.json").write_text("{}")
-    (folder / "weights.bin").write_bytes(os.urandom(SIZE))
-
-
-def put_policy(store: Store, run: str = "demo") -> CheckpointRef:
-    output = store.write(
-        slot(run=run),
-        fingerprint(),
-        tables={"updates": updates()},
-        checkpoint_writer=write_policy,
-        policy_version=4,
-        seconds=1.0,
-        parents=[],
-    )
-    assert output.checkpoint is not None
-    return output.checkpoint
 
 
 @on_both
@@ -67,7 +44,7 @@ def test_its_files_go_from_a_folder(store: Store) -> None:
     folder = store.path(put_policy(store))
     store.release_policy(slot())
     assert not folder.exists()
-    assert sum(path.stat().st_size for path in store.root.rglob("*")) < SIZE
+    assert sum(path.stat().st_size for path in store.root.rglob("*")) < POLICY_BYTES
 
 
 def test_a_release_that_was_killed_is_no_damage_and_the_next_ends_it(store: Store) -> None:
@@ -84,11 +61,11 @@ def test_gc_frees_its_bytes_in_a_bucket(bucket: Store, monkeypatch: pytest.Monke
     monkeypatch.setattr(bucket_garbage, "YOUNG", timedelta(seconds=-60))
     put_policy(bucket)
     bucket.save_run(record("demo"))
-    assert find_garbage(bucket).bytes < SIZE
+    assert find_garbage(bucket).bytes < POLICY_BYTES
     bucket.release_policy(slot())
-    assert find_garbage(bucket).bytes > SIZE
+    assert find_garbage(bucket).bytes > POLICY_BYTES
     remove_garbage(bucket, find_garbage(bucket))
-    assert sum(map(len, objects_of(bucket).values())) < SIZE
+    assert sum(map(len, objects_of(bucket).values())) < POLICY_BYTES
     assert bucket.verified(slot()) is not None
 
 
@@ -114,18 +91,8 @@ def test_another_run_does_not_take_it_for_a_result(store: Store) -> None:
 def test_made_again_it_is_there_again(store: Store) -> None:
     put_policy(store)
     store.release_policy(slot())
-    again = store.write(
-        slot(),
-        fingerprint(),
-        tables={"updates": updates()},
-        checkpoint_writer=write_policy,
-        policy_version=4,
-        seconds=1.0,
-        parents=[],
-        replace=True,
-    )
-    assert again.checkpoint is not None
-    assert store.path(again.checkpoint).is_dir()
+    again = put_policy(store, replace=True)
+    assert store.path(again).is_dir()
 
 
 @on_both

@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import deleted, on_both, spoil, spoil_manifest
 from polars.testing import assert_frame_equal
+from run_builders import put_policy
 from storage_builders import fingerprint, slot, turns, updates
 
 from schemas.errors import StoreError
-from schemas.refs import CheckpointRef, StageOutput, TableRef
+from schemas.refs import StageOutput, TableRef
 from schemas.tables import TABLES
 from storage import Store
 
@@ -21,26 +22,6 @@ Put = Callable[..., StageOutput]
 
 def refuse_link(*_: object) -> None:
     raise PermissionError(1, "Operation not permitted")
-
-
-def write_policy(folder: Path) -> None:
-    (folder / "config.json").write_text("{}")
-    (folder / "nested").mkdir()
-    (folder / "nested" / "weights.bin").write_bytes(os.urandom(5000))
-
-
-def put_policy(store: Store, run: str = "demo") -> CheckpointRef:
-    output = store.write(
-        slot(run=run),
-        fingerprint(),
-        tables={"updates": updates()},
-        checkpoint_writer=write_policy,
-        policy_version=4,
-        seconds=1.0,
-        parents=[],
-    )
-    assert output.checkpoint is not None
-    return output.checkpoint
 
 
 def test_open_says_how_to_make_a_store(tmp_path: Path) -> None:
