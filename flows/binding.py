@@ -45,6 +45,10 @@ class Place(BaseModel):
         """Returns the place of the evaluation of the same iteration."""
         return self.model_copy(update={"split": "evaluation"})
 
+    def on(self, benchmark: str) -> "Place":
+        """Returns the place of the same iteration's policy on a benchmark."""
+        return self.model_copy(update={"split": benchmark})
+
     def slot(self, stage: str, *, shard: int | None = None, turn: int | None = None) -> Slot:
         """Returns the slot of a stage run at this place."""
         return Slot(

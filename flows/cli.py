@@ -10,6 +10,7 @@ from collections.abc import Callable
 import typer
 
 from flows import (
+    cli_benchmark,
     cli_estimators,
     cli_import,
     cli_inspect,
@@ -39,6 +40,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_rerun.plan,
         cli_rerun.rerun,
         cli_rerun.evaluate,
+        cli_benchmark.benchmark,
         cli_import.import_trajectories,
     ),
     "Tables": (
@@ -46,6 +48,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_inspect.show,
         cli_inspect.diff,
         cli_estimators.compare_estimators,
+        cli_benchmark.contamination,
         cli_timeline.timeline,
         cli_ledger.lineage,
     ),

@@ -71,7 +71,9 @@ def show(
     iteration: Annotated[
         int | None, typer.Option("--iteration", min=0, help="Only this iteration.")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="train or evaluation.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="train, evaluation or a benchmark.")
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=0, help="Rows to show.")] = 10,
     columns: Annotated[
         str | None,
@@ -147,7 +149,9 @@ def diff(
         int | None,
         typer.Option("--iteration", min=0, help="Only this iteration; left out, all in both."),
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="train or evaluation.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="train, evaluation or a benchmark.")
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=0, help="Largest changes to show.")] = 10,
     to: Annotated[
         Path | None, typer.Option("--to", help="Parquet file to write all compared turns to.")

@@ -31,7 +31,9 @@ def lineage(
         int | None,
         typer.Option("--iteration", min=0, help="Iteration; left out, the last that has it."),
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="train or evaluation.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="train, evaluation or a benchmark.")
+    ] = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Go on behind policies, back to the cold start.")
     ] = False,

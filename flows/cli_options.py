@@ -41,6 +41,9 @@ ConfigOption = Annotated[
 IntoOption = Annotated[
     str | None, typer.Option("--into", help="Name of the branch; default RUN.1, RUN.2, ...")
 ]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", help="train, evaluation or the name of a benchmark.")
+]
 UntilOption = Annotated[
     str | None, typer.Option("--until", help="Last stage to compute; left out, all downstream.")
 ]

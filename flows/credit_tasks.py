@@ -218,3 +218,32 @@ def evaluation_task(
         inputs=rolled_out.inputs(),
         compute=compute,
     )
+
+
+@stage_task("{place.split} {place.iteration} shard {shard.number}")
+def benchmark_task(
+    place: Place,
+    shard: Shard,
+    prompts: TableRef,
+    turns: list[StageOutput],
+    executions: list[StageOutput],
+    grading_time_s: float,
+) -> StageRun:
+    """Grades a shard of samples of a policy on a benchmark."""
+    rolled_out = Trajectories.of([prompts], turns, executions)
+
+    def compute() -> Produced:
+        graded = evaluate(
+            *read_trajectories(place, rolled_out),
+            benchmark=place.split,
+            grading_time_s=grading_time_s,
+        )
+        return Produced(tables={"evaluations": graded})
+
+    return StageRun(
+        place=place,
+        slot=place.slot("evaluation", shard=shard.number),
+        config={"benchmark": place.split, "grading_time_s": grading_time_s},
+        inputs=rolled_out.inputs(),
+        compute=compute,
+    )

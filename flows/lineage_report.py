@@ -61,7 +61,7 @@ def _named(nodes: list[Node]) -> str:
     node = nodes[0]
     if node.slot is None:
         return f"{node.ref.uri} (outside the store)"
-    of_evaluation = ", evaluation" if node.slot.split == "evaluation" else ""
+    of_evaluation = "" if node.slot.split == "train" else f", {node.slot.split}"
     parts = f" x{len(nodes)}" if len(nodes) > 1 else ""
     return (
         f"{node.ref.name}{parts} of {node.slot.run}, iteration {node.slot.iteration}{of_evaluation}"

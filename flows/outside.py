@@ -198,6 +198,8 @@ def _stand_in(place: Place | None, stage: str, path: str) -> Fingerprint | None:
     if place is None or Path(path).exists() or not place.open().has_run(place.run):
         return None
     settings = place.open().run_record(place.run).config
+    if stage == "problems" and place.split not in _PATH_OF:
+        return None  # the file of a benchmark, which no setting names
     keys = _INPUT_OF if stage == "cold_start" else (_PATH_OF[place.split],)
     named = [settings[section].get(name) for section, name in (key.split(".") for key in keys)]
     return _stored(place, stage) if path in named else None

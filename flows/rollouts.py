@@ -52,7 +52,7 @@ def ask(
 def sampling_of(place: Place, config: RunConfig) -> Sampling:
     """Returns how the rollouts of a place are sampled."""
     rollout = config.rollout
-    if place.split == "evaluation":
+    if place.split != "train":
         asked = config.evaluation
         rollout = rollout.model_copy(
             update={

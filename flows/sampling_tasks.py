@@ -302,6 +302,7 @@ def rollout_task(
                         config=sampling.config,
                         seed=sampling.seed,
                         turn_index=turn,
+                        first_sample=shard.first_sample,
                     )
 
             # Shards that are with a server wait there together; it batches them.

@@ -24,7 +24,9 @@ class Shard(BaseModel):
     index: int
     of: int
     before: int = 0
-    """Parts of earlier rounds."""
+    """Parts of earlier rounds, or of earlier samples."""
+    first_sample: int = 0
+    """Index of the first sample of its groups."""
 
     @property
     def number(self) -> int:

@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -43,7 +43,9 @@ REPLACED = "replaced"
 COLLECTION_LEASE = "collection.json"
 PICTURE_FILE = "accuracy.png"
 
-Split = Literal["train", "evaluation"]
+SPLITS = ("train", "evaluation")
+"""Parts of an iteration that every run has; a benchmark is a part under its own name."""
+Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 
 RUN_NAME = "[A-Za-z0-9._-]{1,64}"
 """Names of runs that can be used, as a pattern."""
@@ -131,7 +133,7 @@ class Slot(BaseModel):
     iteration: int = Field(ge=0)
     """Iteration, from 0."""
     split: Split
-    """Whether the output belongs to training or to an evaluation."""
+    """Whether the output belongs to training, to an evaluation, or to which benchmark."""
     stage: str = Field(pattern=r"^[a-z0-9_]+$")
     """Name of the stage."""
     shard: int | None = Field(None, ge=0)

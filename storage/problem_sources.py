@@ -168,3 +168,12 @@ def _arrow_rows(file: Path) -> Iterator[RawRow]:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ProblemFileError(f"cannot read {file} as {file.suffix[1:]}: {reason}") from error
+
+
+def field_names(source: Source) -> list[str]:
+    """Returns the names of the fields of the first row that has any; none where no row has.
+
+    Raises:
+        ProblemFileError: As `Source.rows`.
+    """
+    return next((list(row.fields) for row in source.rows() if row.fields), [])

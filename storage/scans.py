@@ -4,13 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import get_args
 
 import polars as pl
 
 from schemas.errors import StoreError
 from storage.backend import Backend
-from storage.layout import Split, run_uri
+from storage.layout import SPLITS, run_uri
 from storage.manifests import Manifest
 from storage.store import Store
 from storage.tables import check_version, known_table, upgraded_scan
@@ -39,7 +38,7 @@ def open_table(
         store: Folder of the store, or `s3://bucket/prefix`.
         run: Name of the run.
         table: Name of the table, such as `advantages`.
-        split: `train` or `evaluation`.
+        split: `train`, `evaluation`, or the name of a benchmark.
         stage: Stage that made the table; found by itself where only one did.
         verify: Whether to read every byte of the files now, to see that they are as they were
             stored; otherwise only their presence and size are looked at.
@@ -54,12 +53,12 @@ def open_table(
             missing or damaged, a newer version wrote it, or an older one from which no upgrade
             leads on.
     """
-    if split not in get_args(Split):
-        raise StoreError(f"split {split} is unknown; known splits: {', '.join(get_args(Split))}")
     columns = pl.Schema(known_table(table).schema).names()
     backend = Store.open(store).backend
     with backend.errors("read", run_uri(run)):
         found = _results(backend, run, table, split)
+        if not found:
+            _refuse_unknown_split(backend, run, split)
     by_stage = {manifest.slot.stage for _, manifest in found}
     chosen = [(uri, m) for uri, m in found if stage is None or m.slot.stage == stage]
     if not chosen:
@@ -117,6 +116,14 @@ def table_iterations(store: str | Path, run: str, table: str, *, split: str = "t
     backend = Store.open(store).backend
     with backend.errors("read", run_uri(run)):
         return {m.slot.iteration for _, m in _results(backend, run, table, split)}
+
+
+def _refuse_unknown_split(backend: Backend, run: str, split: str) -> None:
+    known = {uri.partition("/split=")[2].partition("/")[0] for uri in backend.slots(run)}
+    known -= {*SPLITS}
+    if split not in (*SPLITS, *known):
+        told = ", ".join((*SPLITS, *sorted(known)))
+        raise StoreError(f"split {split} is unknown; known splits: {told}")
 
 
 def _results(backend: Backend, run: str, table: str, split: str) -> list[tuple[str, Manifest]]:

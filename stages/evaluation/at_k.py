@@ -8,9 +8,11 @@ Models Trained on Code", 2021, equation 1), the unbiased estimator:
 maj@k is the chance that the most frequent answer among k of the n samples is right (Wang et al.,
 "Self-Consistency", 2022); equal answers are those of one class (`answer_classes`). Classes that
 tie share the vote evenly. A sample without an answer does not vote; where none votes, the vote is
-wrong. For k = n there is one draw, below it 500 draws without replacement stand for all.
+wrong. All sets of k samples are tried where they are at most 500; else 500 drawn ones stand for
+them.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from stages.evaluation.answer_classes import RIGHT_CLASS
 from stages.evaluation.intervals import bootstrap_interval
 
-MAJORITY_DRAWS = 500
+MOST_SETS = 500
 AT_K_SCHEMA = {
     "benchmark": pl.String,
     "k": pl.Int64,
@@ -82,11 +84,12 @@ def _pass_at_k(samples: int, right: int, k: int) -> float:
 
 def _maj_at_k(classes: NDArray[np.int32], k: int, seed: int) -> float:
     """Returns the chance that a vote of k samples is right; -1 stands for no answer."""
-    if k == len(classes):
-        drawn = classes[None, :]
+    if math.comb(len(classes), k) <= MOST_SETS:
+        chosen = np.array(list(itertools.combinations(range(len(classes)), k)))
     else:
-        luck = np.random.default_rng(seed).random((MAJORITY_DRAWS, len(classes)))
-        drawn = classes[np.argpartition(luck, k, axis=1)[:, :k]]
+        luck = np.random.default_rng(seed).random((MOST_SETS, len(classes)))
+        chosen = np.argpartition(luck, k, axis=1)[:, :k]
+    drawn = classes[chosen]
     count = classes.max(initial=0) + 1
     votes = np.zeros((len(drawn), count), dtype=np.int64)
     row, place = np.nonzero(drawn >= 0)

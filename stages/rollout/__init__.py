@@ -22,7 +22,7 @@ from stages.rollout.engine import Engine, Requests
 __all__ = ["Engine", "roll_out_turn"]
 
 
-def roll_out_turn(
+def roll_out_turn(  # noqa: PLR0913, what decides a turn
     prompts: dy.DataFrame[Prompts],
     turns: dy.DataFrame[Turns],
     executions: dy.DataFrame[Executions],
@@ -32,6 +32,7 @@ def roll_out_turn(
     config: RolloutConfig,
     seed: int,
     turn_index: int,
+    first_sample: int = 0,
 ) -> dy.DataFrame[Turns]:
     """Samples turn `turn_index` of every open trajectory.
 
@@ -48,12 +49,14 @@ def roll_out_turn(
         config: Samples a group, limits and temperature.
         seed: Seed of this rollout; the same one for every turn of it.
         turn_index: Turn to sample, from 0.
+        first_sample: Index of the first sample of each group. A sample is the same whatever
+            others are asked beside it.
 
     Returns:
         One row an open trajectory, sorted by key; none if all have ended.
     """
     contexts = (
-        _first_contexts(prompts, config.samples)
+        _first_contexts(prompts, range(first_sample, first_sample + config.samples))
         if turn_index == 0
         else _later_contexts(prompts, turns, executions, turn_index)
     ).sort(TRAJECTORY_KEY)
@@ -118,10 +121,10 @@ def _room(
     return contexts.select(room).to_series().to_numpy()
 
 
-def _first_contexts(prompts: dy.DataFrame[Prompts], samples: int) -> pl.DataFrame:
+def _first_contexts(prompts: dy.DataFrame[Prompts], samples: range) -> pl.DataFrame:
     return prompts.select(
         "task_id",
-        pl.lit(list(range(samples)), pl.List(pl.Int32)).alias("sample_index"),
+        pl.lit(list(samples), pl.List(pl.Int32)).alias("sample_index"),
         pl.col("prompt_token_ids").alias("context"),
         prompt_tokens=pl.col("prompt_token_ids").list.len().cast(pl.Int64),
     ).explode("sample_index")
