@@ -207,17 +207,13 @@ def after_a_call(engine: Engine, dialogue: Dialogue) -> tuple[list[int], dict[st
 
 PROBLEMS = (
     "Natalia sold 48 clips in April and half as many in May. How many did she sell in all?",
-    "Weng earns $12 an hour. Yesterday she worked 50 minutes. How much did she earn?",
-    "A robe takes 2 bolts of blue fibre and half that much white. How many bolts in all?",
     "Ken bought 3 boxes of 24 pens and gave 17 away. How many are left?",
 )
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1_800)
-@pytest.mark.parametrize(
-    "how", [{}, {"temperature": 0.7}, {"top_p": 0.9}, {"temperature": 0.8, "top_k": 20}], ids=str
-)
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.7, "top_p": 0.9, "top_k": 50}], ids=str)
 def test_turns_of_a_pretrained_model_are_scored_as_the_trainer_scores_them(
     sampler: Engine, how: dict[str, Any]
 ) -> None:
@@ -236,12 +232,12 @@ def test_turns_of_a_pretrained_model_are_scored_as_the_trainer_scores_them(
         Executions.create_empty(),
         engine=sampler,
         dialogue=dialogue,
-        config=RolloutConfig(samples=2, max_turn_tokens=60, **how),
+        config=RolloutConfig(samples=2, max_turn_tokens=40, **how),
         seed=0,
         turn_index=0,
     )
     contexts = dict(prompts.select("task_id", "prompt_token_ids").iter_rows())
-    assert turns.height == 8
+    assert turns.height == 4
     for task, tokens, logprobs in turns.select("task_id", "token_ids", "logprobs").iter_rows():
         # Rounding decides whether the last token of a nucleus is in it, which moves all others.
         top_p = how.get("top_p", 1.0)
