@@ -230,10 +230,27 @@ def test_new_weights_are_sampled_from_at_once(
     assert engine.last_check.difference < 1e-5
 
 
-def test_wrong_weights_fail_loudly(engine: VllmEngine, policy: Path, other: Path) -> None:
+def untrained(weights: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(weights).normal_(std=0.02) if weights.ndim > 1 else weights
+
+
+def rounded(weights: torch.Tensor) -> torch.Tensor:
+    return weights.bfloat16().float()
+
+
+@pytest.mark.parametrize("change", [untrained, rounded], ids=["another policy", "in 16 bits"])
+def test_wrong_weights_fail_loudly(
+    engine: VllmEngine, policy: Path, tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    wrong, _ = load_policy(policy)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weights in wrong.parameters():
+            weights.copy_(change(weights))
+    wrong.save_pretrained(tmp_path)
     held = engine._held()
     session = engine._answering()
-    engine._loop.run(session.client.load_weights(str(other), time_s=60))
+    engine._loop.run(session.client.load_weights(str(tmp_path), time_s=60))
     with pytest.raises(EngineError, match=r"other weights than .*first.*0\.0001 is the bound"):
         engine._check(session, held)
 
