@@ -374,6 +374,18 @@ def test_a_server_that_dies_or_hangs_is_started_again_and_no_row_is_lost(
     assert engine._restarts_left == CONFIG.restarts - 1
 
 
+@pytest.mark.parametrize("what", ["server", "model"])
+def test_a_server_killed_in_an_update_is_started_again_with_the_new_policy(
+    engine: VllmEngine, other: Path, what: str
+) -> None:
+    os.kill(server_processes(engine)[what], signal.SIGKILL)
+    engine.update_weights(str(other), 5)
+    requests = asked(8)
+    got = engine.generate(requests)
+    assert (engine.policy_version, got.policy_version) == (5, 5)
+    assert worst_difference(other, requests, got) < 1e-4
+
+
 def test_restarts_are_bounded(engine: VllmEngine) -> None:
     engine._restarts_left = 0
     with pytest.raises(EngineError, match=r"once more than vllm\.restarts=3 allows.*signal 9"):
