@@ -23,7 +23,7 @@ from stages.execution import Executor, make_executor
 from stages.rollout import Engine
 from stages.rollout.transformers_engine import TransformersEngine
 from stages.rollout.weight_check import Forward, forward_logprobs
-from storage.checkpoints import load_policy, load_tokenizer
+from storage.checkpoints import end_ids, load_policy, load_tokenizer
 from storage.embeddings import EmbeddingModel, load_embedding_model
 
 T = TypeVar("T")
@@ -137,4 +137,5 @@ def _executor(config: ExecutionConfig) -> Executor:
 @lru_cache(maxsize=2)
 def dialogue_of(store: str, policy: CheckpointRef, name: DialogueFormat) -> Dialogue:
     """Returns a dialogue format for a stored policy's tokenizer."""
-    return make_dialogue(name, load_tokenizer(open_store(store).path(policy)))
+    folder = open_store(store).path(policy)
+    return make_dialogue(name, load_tokenizer(folder), end_ids=end_ids(folder))

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from pydantic import BaseModel, NonNegativeInt
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -38,6 +40,12 @@ UNREADABLE = (
     *(SafetensorError, StrictDataclassError),
 )
 """What the loaders raise at files that are not what they should be."""
+
+
+class _Ends(BaseModel):
+    """The end tokens of a configuration."""
+
+    eos_token_id: NonNegativeInt | list[NonNegativeInt] | None = None
 
 
 def save_policy(
@@ -113,6 +121,23 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def end_ids(folder: str | Path) -> tuple[int, ...]:
+    """Returns the tokens with which a policy ends what it writes, as its configurations say.
+
+    Many pretrained models have several, of which the tokenizer names one: Llama 3 and GLM 4 end a
+    call of a tool with another token than a message.
+
+    Raises:
+        PolicyError: If a configuration cannot be read, or its end tokens are no token ids.
+    """
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        path = Path(folder) / name
+        if path.is_file():
+            found += _written_ends(path)
+    return tuple(dict.fromkeys(found))
+
+
 def load_optimiser_state(folder: str | Path) -> dict[str, Any] | None:
     """Reads the optimiser's state of a policy folder; null where it was never trained."""
     return _load_tensors(Path(folder) / OPTIMISER_FILE)
@@ -121,6 +146,17 @@ def load_optimiser_state(folder: str | Path) -> dict[str, Any] | None:
 def load_adapter(folder: str | Path) -> dict[str, Any] | None:
     """Reads the adapter that was merged into a policy; null where none was."""
     return _load_tensors(Path(folder) / ADAPTER_FILE)
+
+
+def _written_ends(path: Path) -> list[int]:
+    try:
+        written = json.loads(path.read_bytes())
+        ids = _Ends.model_validate({**written.get("text_config", {}), **written}).eos_token_id
+    except (ValueError, AttributeError, TypeError) as error:
+        raise PolicyError(
+            f"{path} cannot be read: its eos_token_id must be a token id or a list of them"
+        ) from error
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def _load_tensors(path: Path) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ trajectory; its answer is its last `\boxed{}`.
 """
 
 import json
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -69,7 +70,9 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 TAGS = (_OPEN, _CLOSE, "<tool_response>", "</tool_response>")
 
 
-def chat_dialogue(tokenizer: PreTrainedTokenizerBase) -> TextDialogue:
+def chat_dialogue(
+    tokenizer: PreTrainedTokenizerBase, *, end_ids: Sequence[int] = ()
+) -> TextDialogue:
     """Returns the dialogue for a tokenizer with a chat template.
 
     Raises:
@@ -93,6 +96,7 @@ def chat_dialogue(tokenizer: PreTrainedTokenizerBase) -> TextDialogue:
             write=write_turn,
         ),
         end=end_of_message(tokenizer, opening),
+        end_ids=end_ids,
     )
 
 

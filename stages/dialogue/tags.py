@@ -64,11 +64,13 @@ def demonstrated(text: str) -> Demonstrated:
 class TagDialogue:
     """Renders and parses the tag protocol for one tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, end_ids: Sequence[int] = ()) -> None:
         """Looks the control tokens up.
 
         Args:
             tokenizer: A fast tokenizer that knows every tag as one special token.
+            end_ids: Tokens that end a turn beside the tokenizer's end token, as the model says;
+                those that are text do not.
 
         Raises:
             PolicyError: If a tag or the end token is missing, or if inserted text could forge a
@@ -92,7 +94,9 @@ class TagDialogue:
         self.eos_id = int(tokenizer.eos_token_id)
         pad_id = tokenizer.pad_token_id
         self.pad_id = self.eos_id if pad_id is None else int(pad_id)
-        self.stop_ids = (self.code_end_id, self.answer_end_id, self.eos_id)
+        tags = (self.code_end_id, self.answer_end_id)
+        ends = [index for index in end_ids if index in tokenizer.added_tokens_decoder]
+        self.stop_ids = tuple(dict.fromkeys([*tags, self.eos_id, *ends]))
         self.stop_strings = ()
 
     def encode_prompts(self, problems: Sequence[str]) -> list[list[int]]:
@@ -121,7 +125,7 @@ class TagDialogue:
             .then(pl.lit("code"))
             .when(last == self.answer_end_id)
             .then(pl.lit("answer"))
-            .when(last == self.eos_id)
+            .when(last.is_in(self.stop_ids))
             .then(pl.lit("end"))
             .otherwise("limit")
         )

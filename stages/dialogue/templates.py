@@ -168,9 +168,21 @@ def around_observation(
 
 
 def end_of_message(tokenizer: PreTrainedTokenizerBase, opening: Sequence[Message]) -> str:
-    """Returns what the template writes behind the policy's message, in a finished conversation."""
+    """Returns what the template writes behind the policy's message, in a finished conversation.
+
+    Raises:
+        PolicyError: If it begins that message with a head which it does not write when it is asked
+            to: the policy would have to write the head itself.
+    """
     messages = [*opening, {"role": "assistant", "content": _TURNS[0]}]
-    return _cut(rendered(tokenizer, messages, to_continue=False), _TURNS[0])[1]
+    before, after = _cut(rendered(tokenizer, messages, to_continue=False), _TURNS[0])
+    asked, alone = (rendered(tokenizer, opening, to_continue=wish) for wish in (True, False))
+    if asked == alone and before.removeprefix(asked).strip():
+        raise PolicyError(
+            "the policy's chat template cannot be used: it does not start the policy's message "
+            "where add_generation_prompt asks for it"
+        )
+    return after
 
 
 def _cut(text: str, word: str) -> tuple[str, str]:

@@ -42,7 +42,12 @@ class TextDialogue:
     """Renders and parses a dialogue in text for one tokenizer."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, text_format: TextFormat, *, end: str
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_format: TextFormat,
+        *,
+        end: str,
+        end_ids: Sequence[int] = (),
     ) -> None:
         """Encodes what will be inserted.
 
@@ -51,6 +56,7 @@ class TextDialogue:
             text_format: What to insert and how to read.
             end: What follows the policy's last message. The first control token in it ends a
                 message, beside the tokenizer's own end token.
+            end_ids: Tokens that end one too, as the model says; those that are text do not.
 
         Raises:
             PolicyError: If nothing could end a message, the template ends one with mere text, or
@@ -64,14 +70,15 @@ class TextDialogue:
         ends = [*written[-1:], *own]
         if not ends:
             raise PolicyError("the policy's tokenizer has no end-of-sequence token")
+        all_ends = [*ends, *filter(self._encoder.is_control, end_ids)]
         self._end_texts = dict(
-            zip(ends, self.decode_turns([[index] for index in ends]), strict=True)
+            zip(all_ends, self.decode_turns([[index] for index in all_ends]), strict=True)
         )
         self.stop_strings = text_format.stop_strings
         # Engines may leave special tokens out of the text in which they look for strings.
         known = tokenizer.get_added_vocab()
         stops = [known[text] for text in self.stop_strings if text in known]
-        self.stop_ids = tuple(dict.fromkeys([*ends, *stops]))
+        self.stop_ids = tuple(dict.fromkeys([*all_ends, *stops]))
         self._end = written or own
         pad_id = tokenizer.pad_token_id
         self.pad_id = ends[-1] if pad_id is None else int(pad_id)

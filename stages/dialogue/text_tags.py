@@ -20,6 +20,7 @@ they get a space behind `<`.
 """
 
 import re
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -58,7 +59,9 @@ _OPENING = re.compile("<code>|<answer>")
 _FENCE = re.compile(r"\s*```(?:python|py)?[ \t]*\n(.*?)\n?[ \t]*```\s*", re.S)
 
 
-def text_dialogue(tokenizer: PreTrainedTokenizerBase) -> TextDialogue:
+def text_dialogue(
+    tokenizer: PreTrainedTokenizerBase, *, end_ids: Sequence[int] = ()
+) -> TextDialogue:
     """Returns the dialogue for a tokenizer.
 
     Raises:
@@ -82,6 +85,7 @@ def text_dialogue(tokenizer: PreTrainedTokenizerBase) -> TextDialogue:
             write=write_turn,
         ),
         end=end,
+        end_ids=end_ids,
     )
 
 

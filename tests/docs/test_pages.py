@@ -1,4 +1,5 @@
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 from docs_pages import DOCS, PAGES, PAGES_AND_README, Block, blocks_of
 from docs_workplace import TRAIN, Workplace, commands_of
 
-from schemas.config import RunConfig
+from schemas.config import RunConfig, parse_config
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 COMMANDS = [block for block in BLOCKS if block.is_command]
@@ -68,6 +69,22 @@ def test_setting_that_a_page_names_exists(page: Path) -> None:
         and key not in getattr(RunConfig.model_fields[section].annotation, "model_fields", {})
     }
     assert not unknown
+
+
+@pytest.mark.parametrize("block", [b for b in COMMANDS if b.why_not_run], ids=lambda b: b.name)
+def test_a_training_that_is_not_run_here_has_settings_that_go_together(block: Block) -> None:
+    for line in block.script.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if "turnledger" in words and "train" in words:
+            parse_config("", [words[i + 1] for i, word in enumerate(words) if word == "--set"])
+
+
+def test_the_settings_of_the_literature_are_those_that_the_page_of_engines_names() -> None:
+    shown = next(b for b in COMMANDS if "--set policy.path=models/Qwen2.5-7B" in b.script)
+    config = parse_config("", re.findall(r"--set (\S+)", shown.script))
+    rollout = config.rollout
+    assert (rollout.samples, rollout.max_turns, rollout.temperature) == (16, 16, 1.0)
+    assert rollout.max_trajectory_tokens == 16_384
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

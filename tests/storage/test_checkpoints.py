@@ -16,7 +16,7 @@ from schemas.config import PolicyConfig
 from schemas.errors import PolicyError, StoreError
 from stages.cold_start.tiny_policy import make_model, make_tokenizer
 from storage import Store
-from storage.checkpoints import load_optimiser_state, load_policy, save_policy
+from storage.checkpoints import end_ids, load_optimiser_state, load_policy, save_policy
 
 CONFIG = PolicyConfig(hidden_size=16, layers=1, heads=2, feed_forward_size=16)
 TOKENIZER = make_tokenizer(["one two 1 2 3"], CONFIG)
@@ -47,6 +47,44 @@ def test_transformers_opens_it(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.num_parameters() == load_policy(folder)[0].num_parameters()
     assert len(AutoTokenizer.from_pretrained(folder)) == len(TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        (None, {}, ()),
+        ({}, {"eos_token_id": 3}, (3,)),
+        ({"eos_token_id": [5, 4]}, {"eos_token_id": 4}, (5, 4)),
+        ({"eos_token_id": 2}, {"eos_token_id": [2, 9]}, (2, 9)),
+        ({"eos_token_id": None}, {"text_config": {"eos_token_id": 7}}, (7,)),
+    ],
+)
+def test_the_end_tokens_of_both_configurations_count(
+    tmp_path: Path,
+    generation: dict[str, object] | None,
+    config: dict[str, object],
+    expected: tuple[int, ...],
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert end_ids(tmp_path) == expected
+
+
+@pytest.mark.parametrize("content", ['{"eos_token_id": "no"}', '{"eos_token_id": [-1]}', "[]", "{"])
+def test_end_tokens_that_are_none_are_told_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(PolicyError, match="a token id or a list of them") as raised:
+        end_ids(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_policy_keeps_its_end_tokens(folder: Path, tmp_path: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": [4, 1]}')
+    again = tmp_path / "again"
+    again.mkdir()
+    save_policy(again, *load_policy(folder), None)
+    assert end_ids(again) == (4, 1)
 
 
 def test_the_same_policy_makes_the_same_files(folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from stages.optimisation.batches import make_batch
 from stages.prompts import make_prompts
 from stages.rollout import roll_out_turn
 from stages.rollout.engine import Capabilities, Generations, Requests
-from tests.stages.dialogue.chat_tokenizers import qwen_like, smol_like
+from tests.stages.dialogue.chat_tokenizers import START, qwen_like, smol_like
 from tests.stages.optimisation.optimisation_batches import advantages_of
 from tests.stages.reward_frames import LAW
 from tests.stages.tag_tokenizers import tiny_tokenizer
@@ -197,3 +197,21 @@ def test_a_turn_that_fills_the_trajectory_ends_it(dialogue: Dialogue) -> None:
         _, _, turns, _ = rolled_out(dialogue, [CALL, ANSWER], limited)
         last = turns.row(1, named=True)
         assert (last["token_ids"], last["finish_reason"]) == (ids, reason)
+
+
+@pytest.mark.parametrize(("name", "tokenizer"), FORMATS)
+def test_a_turn_ends_with_any_end_token_of_the_model(
+    name: DialogueFormat, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    known = tokenizer.get_added_vocab()
+    second = known.get(START, tokenizer.pad_token_id)  # a control token that ends nothing by itself
+    text = tokenizer.encode("a", add_special_tokens=False)[0]
+    dialogue = make_dialogue(name, tokenizer, end_ids=(second, text, 10_000))
+    assert second not in make_dialogue(name, tokenizer).stop_ids
+    assert second in dialogue.stop_ids
+    assert not {text, 10_000} & set(dialogue.stop_ids)
+    said = [*tokenizer.encode("So \\boxed{5}.", add_special_tokens=False), second]
+    turns = pl.DataFrame({"text": dialogue.decode_turns([said]), "token_ids": [said]})
+    read = dialogue.parse_turns(turns.with_columns(limit=pl.lit("length")))
+    expected = ("end", None) if name == "tags" else ("answer", "5")
+    assert (read["finish_reason"].item(), read["answer"].item()) == expected

@@ -99,6 +99,21 @@ def test_a_template_that_leaves_the_instructions_out_is_refused() -> None:
         around_problem(chat_tokenizer(template), OPENING)
 
 
+def test_a_template_that_does_not_start_the_policys_message_is_refused() -> None:
+    heads_only_what_is_there = CHATML.partition("{% if add_generation_prompt")[0]
+    with pytest.raises(PolicyError, match="does not start the policy's message"):
+        end_of_message(chat_tokenizer(heads_only_what_is_there), OPENING)
+
+
+def test_a_template_whose_messages_have_no_head_needs_no_start() -> None:
+    """As those of Llama 2 and Mistral: what ends the user's message starts the policy's."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }}<|im_end|>"
+        "{% else %}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}"
+    )
+    assert end_of_message(chat_tokenizer(template), OPENING) == "<|im_end|>"
+
+
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day() -> None:
     template = (
         "{% macro today() %}{{ strftime_now('%A, %d %b %Y') }} ({{ strftime_now('%Y-%m-%d') }})"

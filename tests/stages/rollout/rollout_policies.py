@@ -176,7 +176,8 @@ def cut_slowly(probabilities: list[float], top_p: float, top_k: int) -> list[flo
         kept.append(token)
         share += probabilities[token] / mass
     total = sum(probabilities[token] for token in kept)
-    return [p / total if token in kept else 0.0 for token, p in enumerate(probabilities)]
+    chosen = set(kept)
+    return [p / total if token in chosen else 0.0 for token, p in enumerate(probabilities)]
 
 
 def prompts_of(token_ids: Mapping[str, list[int]]) -> dy.DataFrame[Prompts]:

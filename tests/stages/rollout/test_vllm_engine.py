@@ -15,14 +15,13 @@ import torch
 
 from schemas.config import VllmConfig
 from schemas.errors import EngineError, PolicyError
-from stages.distribution import log_distribution
 from stages.rollout import vllm_server
 from stages.rollout.engine import Generations, Requests
 from stages.rollout.vllm_engine import VllmEngine
 from stages.rollout.vllm_server import KEY_VARIABLE
 from storage.checkpoints import load_policy
 from tests.process_trees import processes_below
-from tests.stages.rollout.rollout_policies import random_model
+from tests.stages.rollout.rollout_policies import random_model, recomputed_logprobs
 from tests.stages.rollout.vllm_environment import (
     CONFIG,
     forward,
@@ -102,23 +101,27 @@ def asked(
 
 
 def worst_difference(folder: Path, requests: Requests, got: Generations) -> float:
-    """Compares with a plain forward pass under the distribution that was sampled from."""
-    worst = 0.0
-    for context, tokens, logprobs in zip(
-        requests.contexts, got.token_ids, got.logprobs, strict=True
-    ):
-        with torch.no_grad():
-            ids = torch.tensor([context + tokens])
-            logits = model_of(folder)(input_ids=ids, use_cache=False).logits[0]
-        known = log_distribution(
-            logits[len(context) - 1 : -1],
-            temperature=requests.temperature or 1.0,
-            top_p=requests.top_p,
-            top_k=requests.top_k,
+    """Compares with a plain forward pass, cut to the tokens of top-k and top-p one by one."""
+    return max(
+        float(
+            (
+                recomputed_logprobs(
+                    model_of(folder),
+                    context,
+                    tokens,
+                    requests.temperature,
+                    top_p=requests.top_p,
+                    top_k=requests.top_k,
+                )
+                - torch.tensor(logprobs)
+            )
+            .abs()
+            .max()
         )
-        expected = known[torch.arange(len(tokens)), torch.tensor(tokens)]
-        worst = max(worst, float((expected - torch.tensor(logprobs)).abs().max()))
-    return worst
+        for context, tokens, logprobs in zip(
+            requests.contexts, got.token_ids, got.logprobs, strict=True
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,10 +230,27 @@ def test_new_weights_are_sampled_from_at_once(
     assert engine.last_check.difference < 1e-5
 
 
-def test_wrong_weights_fail_loudly(engine: VllmEngine, policy: Path, other: Path) -> None:
+def untrained(weights: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(weights).normal_(std=0.02) if weights.ndim > 1 else weights
+
+
+def rounded(weights: torch.Tensor) -> torch.Tensor:
+    return weights.bfloat16().float()
+
+
+@pytest.mark.parametrize("change", [untrained, rounded], ids=["another policy", "in 16 bits"])
+def test_wrong_weights_fail_loudly(
+    engine: VllmEngine, policy: Path, tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    wrong, _ = load_policy(policy)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weights in wrong.parameters():
+            weights.copy_(change(weights))
+    wrong.save_pretrained(tmp_path)
     held = engine._held()
     session = engine._answering()
-    engine._loop.run(session.client.load_weights(str(other), time_s=60))
+    engine._loop.run(session.client.load_weights(str(tmp_path), time_s=60))
     with pytest.raises(EngineError, match=r"other weights than .*first.*0\.0001 is the bound"):
         engine._check(session, held)
 
@@ -352,6 +372,18 @@ def test_a_server_that_dies_or_hangs_is_started_again_and_no_row_is_lost(
     assert got.token_ids == undisturbed.token_ids
     assert worst_difference(other, requests, got) < 1e-4
     assert engine._restarts_left == CONFIG.restarts - 1
+
+
+@pytest.mark.parametrize("what", ["server", "model"])
+def test_a_server_killed_in_an_update_is_started_again_with_the_new_policy(
+    engine: VllmEngine, other: Path, what: str
+) -> None:
+    os.kill(server_processes(engine)[what], signal.SIGKILL)
+    engine.update_weights(str(other), 5)
+    requests = asked(8)
+    got = engine.generate(requests)
+    assert (engine.policy_version, got.policy_version) == (5, 5)
+    assert worst_difference(other, requests, got) < 1e-4
 
 
 def test_restarts_are_bounded(engine: VllmEngine) -> None:

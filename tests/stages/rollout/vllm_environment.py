@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from schemas.config import VllmConfig, parse_config
 from stages.cold_start.start import start_policy
@@ -49,5 +50,5 @@ def forward(
 
 
 @lru_cache(maxsize=4)
-def model_of(folder: Path) -> torch.nn.Module:
+def model_of(folder: Path) -> PreTrainedModel:
     return load_policy(folder)[0]
