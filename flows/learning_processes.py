@@ -12,18 +12,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from flows.learning import Job, learn, prepare
+from flows.learning import Job, learn, prepare, save_learned
 from schemas.config import ComputeConfig
 from schemas.errors import TurnledgerError
 from stages.kept_process import KeptProcess
 from stages.optimisation import Update
-from stages.optimisation.adapter import detach
-from storage.checkpoints import load_policy, save_policy
+from storage.checkpoints import load_policy
 
 _SOURCES = Path(__file__).resolve().parent.parent
 _END = re.compile(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s+exitcode\s*:\s*(-?\d+)")
@@ -52,8 +50,7 @@ def update_policy(
     state = update.optimiser_state
     if state is None:
         return update, None
-    adapter = asdict(detach(model, job.config)) if job.config.lora_rank else None
-    return update, lambda out: save_policy(out, model, tokenizer, state, adapter)
+    return update, lambda out: save_learned(out, job, model, tokenizer, state)
 
 
 def learn_on_processes(
