@@ -103,6 +103,14 @@ def test_an_adapter_without_its_base_is_refused_in_one_line(tmp_path: Path) -> N
         updated(second, tmp_path / "two")
 
 
+def test_an_empty_batch_leaves_the_merged_policy_as_it_was(tmp_path: Path) -> None:
+    first = dataclasses.replace(job_of(tmp_path), batch=ragged_batch([]))
+    second = dataclasses.replace(first, policy=updated(first, tmp_path / "one"))
+    after = load_policy(updated(second, tmp_path / "two"))[0].state_dict()
+    before = load_policy(first.policy)[0].state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
 def test_another_rank_begins_at_the_merged_policy(tmp_path: Path) -> None:
     first = job_of(tmp_path)
     other = CONFIG.model_copy(update={"lora_rank": 2, "learning_rate": 1e-12})
