@@ -113,7 +113,10 @@ def chosen_run(store: "Store", run: str | None) -> str:
     records = store.runs()
     if not records:
         raise StoreError(f"no run in {store.url}: `turnledger train` makes one")
-    return max(records, key=lambda record: record.updated_at).name
+    by_age = sorted(records, key=lambda record: record.updated_at, reverse=True)
+    # A branch that was refused holds nothing to look at or to go on from.
+    used = (r for r in by_age if r.parent is None or store.has_results(r.name))
+    return next(used, by_age[0]).name
 
 
 def as_toml(config: "RunConfig") -> str:

@@ -24,11 +24,12 @@ from flows.cli_options import (
     write_frame,
 )
 from flows.cli_train import in_session
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, TurnledgerError
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from flows.binding import Place
     from flows.catalogue import Scope
     from schemas.config import RunConfig
     from storage import RunParent, Store
@@ -192,6 +193,7 @@ def _plan_training(
     store: str, run: str | None, config: Path | None, overrides: list[str] | None
 ) -> "pl.DataFrame":
     from flows.binding import Place
+    from flows.failed_branches import refuse_failed_branch
     from flows.plan import plan_training
     from flows.sessions import (
         default_run_name,
@@ -209,6 +211,7 @@ def _plan_training(
     name = name or default_run_name(settings)
     refuse_left_over(opened, name)
     refuse_imported(opened, name)
+    refuse_failed_branch(opened, name)
     if opened.has_run(name):
         if opened.has_results(name):
             refuse_other_settings(opened, opened.run_record(name), settings)
@@ -266,24 +269,18 @@ def _parent(asked: _Rerun) -> "RunParent":
 def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
     """Runs stages again into a branch and says what came of it."""
     from flows.binding import Place
-    from flows.outside import PROBLEM_PATHS
-    from flows.rerun import check_source, reads_problems
-    from flows.sessions import check_inputs
+    from flows.failed_branches import note_refused_branch
 
     opened, source, scope = asked.store, asked.source, asked.scope
     is_evaluation = scope.first == "evaluation"
     in_place, parent, name = asked.in_place, _parent(asked), _target(asked)
     old = Place(store=opened.url, run=source, iteration=asked.iteration)
-    check_source(opened, old, scope, asked.config)
-    reads = PROBLEM_PATHS if reads_problems(old, scope, asked.config) else ()
-    check_inputs(
-        asked.config,
-        old.at(0),
-        reads=reads,
-        samples=scope.samples,
-        runs_code=scope.runs_code,
-        shapes=scope.computes("similarity"),
-    )
+    try:
+        _check(asked, old)
+    except TurnledgerError as error:
+        if asked.into is not None:
+            note_refused_branch(opened, name, asked.config, parent, error)
+        raise
     doing = "evaluation of" if is_evaluation else f"rerun of {scope.first} in"
     typer.echo(f"{doing} {source}, iteration {asked.iteration}, into {name}")
 
@@ -306,6 +303,25 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
 
     in_session(opened, name, asked.config, parent, work, in_place=in_place)
     _tell_rerun(asked, name, changes)
+
+
+def _check(asked: _Rerun, old: "Place") -> None:
+    """Refuses a rerun that would fail later, before anything is started."""
+    from flows.outside import PROBLEM_PATHS
+    from flows.rerun import check_source, reads_problems
+    from flows.sessions import check_inputs
+
+    scope = asked.scope
+    check_source(asked.store, old, scope, asked.config)
+    reads = PROBLEM_PATHS if reads_problems(old, scope, asked.config) else ()
+    check_inputs(
+        asked.config,
+        old.at(0),
+        reads=reads,
+        samples=scope.samples,
+        runs_code=scope.runs_code,
+        shapes=scope.computes("similarity"),
+    )
 
 
 def _tell_rerun(asked: _Rerun, name: str, changes: list[dict[str, Any]]) -> None:

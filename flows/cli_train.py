@@ -127,8 +127,13 @@ def _train(
 ) -> "tuple[pl.DataFrame, str]":
     """Trains and returns the accuracy by iteration and the name of the run."""
     from flows.binding import Place
+    from flows.failed_branches import refuse_failed_branch
     from flows.report import accuracy_by_iteration
-    from flows.sessions import check_inputs, default_run_name, refuse_imported
+    from flows.sessions import (
+        check_inputs,
+        default_run_name,
+        refuse_imported,
+    )
     from storage import Store
 
     name = run or default_run_name(config)
@@ -136,9 +141,10 @@ def _train(
     place = None if there is None else Place(store=there.url, run=name, iteration=0)
     if there is not None:
         refuse_imported(there, name)
+        refuse_failed_branch(there, name)
     check_inputs(config, place)
     opened = Store.open(store, create=True)
-    typer.echo(f"run {name} in {store}")
+    typer.echo(f"{'run' if opened.has_run(name) else 'new run'} {name} in {store}")
 
     def work() -> None:
         from flows.sessions import has_prefect_server, start_prefect

@@ -1,7 +1,7 @@
 """An update on stored policies: opens them, computes, in this process or as one of several."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.optimisation import OptimisationConfig
 from stages.optimisation import Batch, Update, optimise, score_batch
-from stages.optimisation.adapter import Adapter, attach
+from stages.optimisation.adapter import Adapter, attach, detach
 from stages.optimisation.devices import ONE_DEVICE, Devices
-from storage.checkpoints import load_adapter, load_optimiser_state, load_policy
+from storage.checkpoints import (
+    load_adapter,
+    load_base,
+    load_optimiser_state,
+    load_policy,
+    save_policy,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,18 +86,44 @@ def learn(
 
 
 def prepare(job: Job, model: PreTrainedModel) -> dict[str, Any] | None:
-    """Puts an adapter on a policy if one is trained; returns the optimiser's state that fits.
+    """Puts an adapter on a policy if one is trained; returns the optimiser's state that fits."""
+    stored, goes_on = _stored_adapter(job)
+    if job.config.lora_rank:
+        if goes_on:
+            attach(model, job.config, stored, load_base(job.policy), seed=job.seed)
+        else:
+            attach(model, job.config, seed=job.seed)
+    return load_optimiser_state(job.policy) if goes_on else None
+
+
+def save_learned(
+    folder: Path,
+    job: Job,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimiser_state: dict[str, Any],
+) -> None:
+    """Writes the next policy into an empty folder, an adapter merged and beside it.
+
+    Raises:
+        OSError: If the file system refuses.
+    """
+    if not job.config.lora_rank:
+        save_policy(folder, model, tokenizer, optimiser_state)
+        return
+    adapter, base = detach(model, job.config)
+    same_base = job.policy if _stored_adapter(job)[1] else base
+    save_policy(folder, model, tokenizer, optimiser_state, asdict(adapter), same_base)
+
+
+def _stored_adapter(job: Job) -> tuple[Adapter | None, bool]:
+    """Returns the adapter of a policy, and whether the update goes on with what is stored there.
 
     An adapter of other settings stays merged, and so does one where all weights are trained: what
     is trained then is new, and so is its optimiser.
     """
     kept = load_adapter(job.policy)
     stored = None if kept is None else Adapter(**kept)
-    goes_on = (
-        stored is None
-        if not job.config.lora_rank
-        else (stored is not None and stored.fits(job.config))
-    )
-    if job.config.lora_rank:
-        attach(model, job.config, stored if goes_on else None, seed=job.seed)
-    return load_optimiser_state(job.policy) if goes_on else None
+    if not job.config.lora_rank:
+        return stored, stored is None
+    return stored, stored is not None and stored.fits(job.config)

@@ -12,20 +12,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from flows.learning import Job, learn, prepare
+from flows.learning import Job, learn, prepare, save_learned
 from schemas.config import ComputeConfig
 from schemas.errors import TurnledgerError
+from stages.kept_process import KeptProcess
 from stages.optimisation import Update
-from stages.optimisation.adapter import detach
-from storage.checkpoints import load_policy, save_policy
+from storage.checkpoints import load_policy
 
 _SOURCES = Path(__file__).resolve().parent.parent
-_KEEPER = _SOURCES / "stages" / "keeper.py"
 _END = re.compile(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s+exitcode\s*:\s*(-?\d+)")
 
 
@@ -52,8 +50,7 @@ def update_policy(
     state = update.optimiser_state
     if state is None:
         return update, None
-    adapter = asdict(detach(model, job.config)) if job.config.lora_rank else None
-    return update, lambda out: save_policy(out, model, tokenizer, state, adapter)
+    return update, lambda out: save_learned(out, job, model, tokenizer, state)
 
 
 def learn_on_processes(
@@ -81,35 +78,32 @@ def learn_on_processes(
 
 def _run(folder: Path, compute: ComputeConfig, on_progress: Callable[[str], None]) -> int:
     """Returns the status of torchrun once all processes have ended."""
-    reading, writing = os.pipe()
-    keeper = [sys.executable, "-I", "-S", str(_KEEPER), str(reading), str(folder)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc-per-node", str(compute.processes), "--log-dir", str(folder / "logs")]
     worker = ["-m", "flows.learning_worker", str(folder), compute.device, str(compute.threads)]
     path = os.pathsep.join([str(_SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with (folder / "log").open("wb") as log:
+        kept = KeptProcess(
+            [*torchrun, *worker],
+            folder,
+            environment={
+                **os.environ,
+                "PYTHONPATH": path,
+                "OMP_NUM_THREADS": str(compute.threads),
+            },
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    output = kept.keeper.stdout
+    assert output is not None
     try:
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [*keeper, *torchrun, *worker],
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(compute.threads)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                pass_fds=(reading,),
-                start_new_session=True,
-            )
-    finally:
-        os.close(reading)
-    assert process.stdout is not None
-    try:
-        with process.stdout:
-            for line in process.stdout:
+        with output:
+            for line in output:
                 on_progress(line.strip())
     finally:
-        os.close(writing)  # tells the keeper, should this process be interrupted
-        process.wait()
-    return process.returncode
+        # If this process is interrupted they still run; a program that ended is waited for.
+        status = kept.end()
+    return status
 
 
 def _failure(folder: Path, processes: int, status: int) -> TurnledgerError:

@@ -358,12 +358,13 @@ def refuse_other_settings(store: Store, known: RunRecord, config: RunConfig) -> 
 
 def _record(store: Store, run: str, config: RunConfig, parent: RunParent | None) -> RunRecord:
     known = store.run_record(run) if store.has_run(run) else None
-    if known is not None and parent is not None and known.parent != parent:
-        raise ConfigError(f"run {run} exists and is another branch: take another --into")
     origin = parent or (known.parent if known is not None else None)
     fresh = RunRecord.new(run, config, status="running", parent=origin)
     if known is None or not store.has_results(run):
         return fresh
+    if parent is not None and known.parent != parent:
+        what = "a run of its own" if known.parent is None else "another branch"
+        raise ConfigError(f"run {run} exists and is {what}: take another --into")
     refuse_other_settings(store, known, config)
     changed = fresh.model_dump(include={"config", "config_digest", "status", "message"})
     return known.model_copy(update=changed)

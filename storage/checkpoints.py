@@ -14,6 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, NonNegativeInt
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from schemas.errors import PolicyError
+from storage.files import link_files
 
 # Progress bars and advice of transformers are not this project's output. Switched off once and
 # for all: policies are opened on several threads, and one would switch them on for another.
@@ -35,6 +37,8 @@ one_at_a_time = threading.Lock()
 
 OPTIMISER_FILE = "optimiser.pt"
 ADAPTER_FILE = "lora.pt"
+BASE_FILE = "lora_base.safetensors"
+"""What an adapter was merged into: the same bytes from its first policy to its last."""
 UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
     *(SafetensorError, StrictDataclassError),
@@ -54,6 +58,7 @@ def save_policy(
     tokenizer: PreTrainedTokenizerBase,
     optimiser_state: dict[str, Any] | None,
     adapter: dict[str, Any] | None = None,
+    base: dict[str, torch.Tensor] | Path | None = None,
 ) -> None:
     """Writes a policy into an empty folder, which `load_policy` and transformers both open.
 
@@ -62,11 +67,15 @@ def save_policy(
         model: Policy; one with an adapter, merged.
         tokenizer: Its tokenizer.
         optimiser_state: What is needed to go on training; null if there is nothing.
-        adapter: The adapter that was merged, and what it was merged into.
+        adapter: The adapter that was merged.
+        base: The matrices that it was merged into, by name, or a policy folder that has the same
+            ones, whose file gets a second name here.
 
     Raises:
         OSError: If the file system refuses, with the system's error number where it is known.
     """
+    if isinstance(base, Path):
+        link_files(base, folder, [BASE_FILE])
     with _system_errors():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -78,6 +87,8 @@ def save_policy(
         buffer = io.BytesIO()
         torch.save(kept, buffer)
         (folder / name).write_bytes(buffer.getvalue())
+    if isinstance(base, dict):
+        (folder / BASE_FILE).write_bytes(save(base))
 
 
 def load_policy(
@@ -157,6 +168,18 @@ def _written_ends(path: Path) -> list[int]:
             f"{path} cannot be read: its eos_token_id must be a token id or a list of them"
         ) from error
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def load_base(folder: str | Path) -> dict[str, torch.Tensor]:
+    """Reads the matrices that a policy's adapter was merged into, by name.
+
+    Raises:
+        PolicyError: If they are missing or cannot be read.
+    """
+    try:
+        return load_file(Path(folder) / BASE_FILE)
+    except UNREADABLE as error:
+        raise PolicyError(f"{folder}: {BASE_FILE} cannot be read: {error}") from error
 
 
 def _load_tensors(path: Path) -> dict[str, Any] | None:

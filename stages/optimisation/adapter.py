@@ -1,9 +1,11 @@
 """LoRA: small matrices beside those of a policy are trained, and merged for whoever samples.
 
 W' = W + (alpha / rank) B A, of Hu et al., "LoRA" (arXiv 2106.09685), through peft. A merged policy
-cannot be taken apart again to the bit, so what was merged is kept: `Adapter`.
+cannot be taken apart again to the bit, so what was merged is kept: the `Adapter`, and the matrices
+it stands beside, which stay the same as long as it is trained.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +18,12 @@ from schemas.optimisation import OptimisationConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """An adapter with the matrices that it stands beside, by name."""
+    """An adapter as it is stored."""
 
     rank: int
     alpha: int
     weights: dict[str, torch.Tensor]
-    base: dict[str, torch.Tensor]
+    """By name in the model that it is attached to."""
 
     def fits(self, config: OptimisationConfig) -> bool:
         """Says whether it is what these settings train."""
@@ -44,7 +46,12 @@ def require_peft() -> None:
 
 
 def attach(
-    model: PreTrainedModel, config: OptimisationConfig, stored: Adapter | None, *, seed: int
+    model: PreTrainedModel,
+    config: OptimisationConfig,
+    stored: Adapter | None = None,
+    base: Mapping[str, torch.Tensor] | None = None,
+    *,
+    seed: int,
 ) -> None:
     """Puts an adapter beside every linear layer but the head, in place; only it is trained then.
 
@@ -52,6 +59,7 @@ def attach(
         model: Merged policy.
         config: Rank and alpha.
         stored: Adapter of this policy, which is continued; a new one begins where the policy is.
+        base: The matrices that it was merged into, by name; they go with it.
         seed: Seed of a new adapter.
 
     Raises:
@@ -60,10 +68,9 @@ def attach(
     require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    if stored is not None:
-        with torch.no_grad():
-            for name, matrix in stored.base.items():
-                model.get_parameter(name).copy_(matrix)
+    with torch.no_grad():
+        for name, matrix in (base or {}).items():
+            model.get_parameter(name).copy_(matrix)
     settings = LoraConfig(
         r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear"
     )
@@ -76,8 +83,14 @@ def attach(
         weight.requires_grad_(".lora_" in name)
 
 
-def detach(model: PreTrainedModel, config: OptimisationConfig) -> Adapter:
-    """Merges the adapter into the model, in place; returns it with what it was merged into."""
+def detach(
+    model: PreTrainedModel, config: OptimisationConfig
+) -> tuple[Adapter, dict[str, torch.Tensor]]:
+    """Merges the adapter into the model, in place.
+
+    Returns:
+        The adapter, and the matrices that it was merged into, by name.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers: list[tuple[str, Any]] = [
@@ -91,4 +104,4 @@ def detach(model: PreTrainedModel, config: OptimisationConfig) -> Adapter:
         model.set_submodule(name, layer.get_base_layer())
     for weight in model.parameters():
         weight.requires_grad_(True)
-    return Adapter(rank=config.lora_rank, alpha=config.lora_alpha, weights=kept, base=base)
+    return Adapter(rank=config.lora_rank, alpha=config.lora_alpha, weights=kept), base

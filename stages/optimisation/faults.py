@@ -25,16 +25,31 @@ def faults_of_tokens(
         max_kl: Largest mean divergence from the sampling policy, nats a token.
         step: Number of the step.
     """
-    seen = pl.DataFrame({"row": batch.turns[places], "kl": trace.kl[places].astype(np.float64)})
-    broken = seen.filter(~pl.Series(np.isfinite(trace.logprob[places])))
+    broken = faults_of_logprobs(batch, trace.logprob, places, step)
     if len(broken):
-        return _named(batch, broken.select("row").unique(), Fault.LOGPROB_NOT_FINITE, step)
+        return broken
+    seen = pl.DataFrame({"row": batch.turns[places], "kl": trace.kl[places].astype(np.float64)})
     if seen["kl"].mean() <= max_kl:  # type: ignore[operator]
         return OptimisationFaults.create_empty()
     far = seen.group_by("row").agg(value=pl.col("kl").mean()).filter(pl.col("value") > max_kl)
     value = pl.col("value")
     far = far.with_columns(pl.when(value.is_finite()).then(value))
     return _named(batch, far, Fault.DIVERGENCE, step)
+
+
+def faults_of_logprobs(
+    batch: Batch, logprobs: NDArray[np.float32], places: NDArray[np.int64], step: int
+) -> dy.DataFrame[OptimisationFaults]:
+    """Returns the turns with a log-probability that is no number; none if all is well.
+
+    Args:
+        batch: Trajectories.
+        logprobs: [tokens] under the policy.
+        places: Trained tokens that are looked at.
+        step: Number of the step that is not taken.
+    """
+    broken = np.unique(batch.turns[places[~np.isfinite(logprobs[places])]])
+    return _named(batch, pl.DataFrame({"row": broken}), Fault.LOGPROB_NOT_FINITE, step)
 
 
 def faults_of_gradient(

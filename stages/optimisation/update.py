@@ -20,7 +20,11 @@ from schemas.update_tables import OptimisationFaults, TurnUpdates, Updates
 from stages.optimisation.aggregation import token_weights
 from stages.optimisation.batches import Batch
 from stages.optimisation.devices import ONE_DEVICE, Devices
-from stages.optimisation.faults import faults_of_gradient, faults_of_tokens
+from stages.optimisation.faults import (
+    faults_of_gradient,
+    faults_of_logprobs,
+    faults_of_tokens,
+)
 from stages.optimisation.objective import Objective
 from stages.optimisation.schedule import learning_rate
 from stages.optimisation.scoring import score_batch
@@ -53,7 +57,8 @@ def optimise(  # noqa: PLR0913  # what an update depends on
     """Trains the model in place on one batch, one optimiser step a minibatch.
 
     A guard stops it before a step whose log-probabilities or gradient are not finite, or which
-    has moved further from the sampling policy than `max_kl`; the turns at fault are named then.
+    has moved further from the sampling policy than `max_kl`; the turns at fault are named then. So
+    it does after the last step, where `measure_change` looks what became of the log-probabilities.
 
     Args:
         model: Policy that sampled the batch, or a later one.
@@ -68,7 +73,8 @@ def optimise(  # noqa: PLR0913  # what an update depends on
         on_progress: Told in a few words how far it is.
 
     Raises:
-        TurnledgerError: If the optimiser's state or the token ids are not of this model.
+        TurnledgerError: If the optimiser's state or the token ids are not of this model, or that
+            state is broken.
     """
 
     def scored(what: str, done: int, of: int) -> None:
@@ -106,9 +112,10 @@ def optimise(  # noqa: PLR0913  # what an update depends on
         after = score_batch(
             model, batch, config, devices, on_part=partial(scored, "change measured")
         )
+        faults = faults_of_logprobs(batch, after, batch.places(order), len(minibatches))
     return Update(
         updates=Updates.validate(pl.DataFrame(rows, schema=Updates.create_empty().schema)),
-        turn_updates=turn_rows(batch, trace, after),
+        turn_updates=turn_rows(batch, trace, after if faults.is_empty() else None),
         faults=faults,
         optimiser_state=devices.whole_state(optimiser.state_dict()) if faults.is_empty() else None,
     )
@@ -174,6 +181,11 @@ def _optimiser(
                 f"the stored optimiser is not of this policy: {name} has the shape "
                 f"{tuple(weight.shape)}, there {tuple(moment.shape)}"
             )
+        for moment, values in known.get(number, {}).items():
+            if not bool(torch.as_tensor(values).isfinite().all()):
+                raise TurnledgerError(
+                    f"the stored optimiser is broken: {moment} of {name} has numbers that are none"
+                )
     optimiser.load_state_dict(devices.own_state(state, weights))
     for group in optimiser.param_groups:
         group["weight_decay"] = config.weight_decay

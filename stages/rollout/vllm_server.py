@@ -11,7 +11,6 @@ import secrets
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,11 +24,11 @@ import httpx
 
 from schemas.config import VllmConfig
 from schemas.errors import EngineError
+from stages.kept_process import KeptProcess
 from stages.rollout.vllm_release import EXTENSION, Release, installed_release
 
 KEY_VARIABLE = "TURNLEDGER_VLLM_API_KEY"
 """Environment variable with the key of a server that runs already."""
-_KEEPER = Path(__file__).parent.with_name("keeper.py")
 SERVED_NAME = "policy"
 _PORT_TRIES = 5
 _HEALTH_EVERY_S = 0.25
@@ -219,25 +218,18 @@ class _Running:
         self._log = self._folder / "server.log"
         # The keeper removes it where this process is killed while the server runs.
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        reading, self._writing = os.pipe()
-        keeper = [sys.executable, "-I", "-S", str(_KEEPER), str(reading), str(self._folder)]
-        try:
-            with self._log.open("wb") as log:
-                self._keeper = subprocess.Popen(
-                    [*keeper, *_command(config, port, policy)],
-                    env=_environment(config, key, self._folder),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(reading,),
-                    start_new_session=True,
-                )
-        finally:
-            os.close(reading)
+        with self._log.open("wb") as log:
+            self._kept = KeptProcess(
+                _command(config, port, policy),
+                self._folder,
+                environment=_environment(config, key, self._folder),
+                stdout=log,
+                stderr=log,
+            )
 
     def end(self, wait_s: float = 0.0) -> str | None:
         try:
-            status = self._keeper.wait(wait_s)
+            status = self._kept.keeper.wait(wait_s)
         except subprocess.TimeoutExpired:
             return None
         return _cause(status, self._log_text())
@@ -253,8 +245,7 @@ class _Running:
         return path
 
     def stop(self) -> None:
-        os.close(self._writing)  # tells the keeper
-        self._keeper.wait()
+        self._kept.end()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _log_text(self) -> str:

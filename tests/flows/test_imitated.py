@@ -11,8 +11,11 @@ from flows.binding import Place
 from flows.imitated import cold_start_settings
 from flows.plan import plan_training
 from flows.sampling_tasks import cold_start_task
+from flows.sessions import check_inputs
 from schemas.config import RunConfig, parse_config
+from schemas.errors import TurnledgerError
 from storage import Store, open_table
+from storage.garbage import drop_run, restore_run
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 FEW = (*SMALL, "cold_start.steps=3", "cold_start.learning_rate=1e-3", "iterations=0")
@@ -35,6 +38,22 @@ def said(cli: Cli, *arguments: str) -> str:
 
 def train(cli: Cli, store: Path, run: str, *settings: str) -> str:
     return said(cli, "train", "--store", str(store), "--run", run, *sets(*settings))
+
+
+def start(store: Path, run: str, settings: tuple[str, ...]) -> None:
+    """Makes the cold start of a run as its training does, checks first, in this process."""
+    config = parse_config(overrides=settings)
+    place = Place(store=str(store), run=run, iteration=0)
+    check_inputs(config, place)
+    cold_start_task.here(place, config)
+
+
+def refusal(store: Path, run: str, *settings: str) -> str:
+    """Returns the one line with which a cold start is refused."""
+    with pytest.raises(TurnledgerError) as raised:
+        start(store, run, settings)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
 
 
 def written(path: Path, *rows: object) -> Path:
@@ -96,14 +115,22 @@ def test_a_run_stays_with_what_it_learnt_from_when_the_other_goes_on_or_is_dropp
     cli: Cli, store: Path
 ) -> None:
     train(cli, store, "source", *SMALL, "iterations=2")
-    assert "\n0 stage runs computed" in train(cli, store, "imitator", *OF_RUN)
+    assert starts(store, "imitator") == [("hit", "unchanged")]
     assert "imitated 48 of 48 trajectories\n" in train(cli, store, "later", *OF_RUN)
-    said(cli, "drop", "source", "--store", str(store))
-    for run in ("imitator", "later"):
-        assert "\n0 stage runs computed" in train(cli, store, run, *OF_RUN)
-    fresh = cli.run("train", "--store", str(store), "--run", "new", *sets(*OF_RUN))
-    assert "cold_start.run: run source is not in" in fresh.stderr
-    said(cli, "drop", "source", "--undo", "--store", str(store))
+    drop_run(Store.open(store), "source")
+    try:
+        for run in ("imitator", "later"):
+            assert starts(store, run) == [("hit", "unchanged")]
+        assert "cold_start.run: run source is not in" in refusal(store, "new", *OF_RUN)
+    finally:
+        restore_run(Store.open(store), "source")
+
+
+def starts(store: Path, run: str, *settings: str) -> list[tuple[str, str]]:
+    """Returns what a training would do with the cold start, and why."""
+    place = Place(store=str(store), run=run, iteration=0)
+    plan = plan_training(place, parse_config(overrides=settings or OF_RUN))
+    return plan.filter(pl.col("stage") == "cold_start").select("action", "reason").rows()
 
 
 @pytest.mark.parametrize(
@@ -130,9 +157,14 @@ def test_a_run_that_cannot_be_imitated_is_refused_in_one_line(
     if "cold_start.run=theirs" in settings:
         said(cli, "import-trajectories", str(EXAMPLES / "trajectories.jsonl"), "--run", "theirs",
              "--store", str(store))  # fmt: skip
-    done = cli.run("train", "--store", str(store), "--run", "bad", *sets(*FEW, *settings))
+    assert reason in refusal(store, "bad", *FEW, *settings)
+
+
+def test_a_refusal_ends_the_command_with_one_line(cli: Cli, store: Path) -> None:
+    done = cli.run("train", "--store", str(store), "--run", "bad",
+                   *sets(*FEW, "cold_start.run=nobody"))  # fmt: skip
     assert done.returncode == 1
-    assert reason in done.stderr
+    assert "cold_start.run: run nobody is not in" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -164,13 +196,10 @@ def test_a_file_counts_by_its_content_and_may_be_gone(
     file = written(tmp_path / "chats.jsonl", CHAT)
     settings = (*FEW, f"cold_start.path={file}")
     train(cli, store, "counted", *settings)
-    place = Place(store=str(store), run="counted", iteration=0)
     written(file, CHAT, CHAT)
-    plan = plan_training(place, parse_config(overrides=settings))
-    start = plan.filter(pl.col("stage") == "cold_start")
-    assert start.select("action", "reason").rows() == [("run", "data file changed")]
+    assert starts(store, "counted", *settings) == [("run", "data file changed")]
     file.unlink()
-    assert "\n0 stage runs computed" in train(cli, store, "counted", *settings)
+    assert starts(store, "counted", *settings) == [("hit", "unchanged")]
     moved = written(tmp_path / "moved.jsonl", CHAT)
     told = train(cli, store, "counted", *FEW, f"cold_start.path={moved}")
     assert "\n0 stage runs computed" in told
@@ -195,17 +224,14 @@ def test_a_file_counts_by_its_content_and_may_be_gone(
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_one_line(
-    cli: Cli, store: Path, tmp_path: Path, name: str, text: str | None, reason: str
+    store: Path, tmp_path: Path, name: str, text: str | None, reason: str
 ) -> None:
     file = tmp_path / name
     if text is not None:
         file.write_text(text)
-    done = cli.run("train", "--store", str(store), "--run", "bad-file",
-                   *sets(*FEW, f"cold_start.path={file}"))  # fmt: skip
-    assert done.returncode == 1
-    assert reason.format(file=file) in done.stderr
-    assert "cold_start.path: " in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    told = refusal(store, "bad-file", *FEW, f"cold_start.path={file}")
+    assert reason.format(file=file) in told
+    assert "cold_start.path: " in told
 
 
 # What counts

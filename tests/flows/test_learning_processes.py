@@ -145,8 +145,14 @@ def test_a_process_without_trajectories_waits_for_the_other(tmp_path: Path) -> N
 
 
 def test_an_empty_batch_is_a_step_that_is_not_taken(tmp_path: Path) -> None:
-    job = job_of(tmp_path, "llama", batch=ragged_batch([]))
-    assert updated(job, TWO, tmp_path / "two").updates.is_empty()
+    terms = {"reference_kl": 0.1, "mismatch": "mask", "entropy_bonus": 0.1}
+    config = CONFIG.model_copy(update=terms)
+    job = job_of(tmp_path, "llama", batch=ragged_batch([]), config=config)
+    job = dataclasses.replace(job, reference=job.policy)
+    update = updated(job, TWO, tmp_path / "two")
+    assert update.updates.is_empty()
+    assert update.turn_updates.is_empty()
+    assert update.faults.is_empty()
     before, after = (load_policy(p)[0].state_dict() for p in (job.policy, tmp_path / "two"))
     assert all(torch.equal(before[name], after[name]) for name in before)
 

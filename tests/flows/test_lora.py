@@ -9,11 +9,11 @@ import update_jobs
 
 from flows.learning import Job
 from schemas.config import ComputeConfig
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, PolicyError
 from schemas.optimisation import OptimisationConfig
 from stages.optimisation import score_batch
 from stages.optimisation.adapter import Adapter, attach, detach
-from storage.checkpoints import load_adapter, load_policy
+from storage.checkpoints import BASE_FILE, load_adapter, load_base, load_policy
 from tests.stages.optimisation.optimisation_batches import ragged_batch
 
 pytest.importorskip("peft")
@@ -44,7 +44,7 @@ def test_a_merged_policy_says_what_the_adapter_says(kind: str, tmp_path: Path) -
     kept = load_adapter(after)
     assert kept is not None
     apart, _ = load_policy(job.policy)
-    attach(apart, CONFIG, Adapter(**kept), seed=1)
+    attach(apart, CONFIG, Adapter(**kept), load_base(after), seed=1)
     beside = score_batch(apart, job.batch, CONFIG)
     assert abs(merged - beside).max() < 1e-4
     before = score_batch(load_policy(job.policy)[0], job.batch, CONFIG)
@@ -73,12 +73,42 @@ def test_a_stored_adapter_goes_on_as_one_that_was_never_stored(tmp_path: Path) -
     )
     resumed, _ = load_policy(updated(second, tmp_path / "two"))
     whole, _ = load_policy(first.policy)
-    attach(whole, CONFIG, None, seed=0)
+    attach(whole, CONFIG, seed=0)
     state = optimise(whole, first.batch, CONFIG, optimiser_state=None, seed=0).optimiser_state
     optimise(whole, second.batch, CONFIG, optimiser_state=state, seed=1)
     detach(whole, CONFIG)
     undisturbed = whole.state_dict()
     assert all(torch.equal(w, undisturbed[name]) for name, w in resumed.state_dict().items())
+
+
+def test_what_an_adapter_stands_beside_is_stored_once(tmp_path: Path) -> None:
+    first = job_of(tmp_path)
+    second = dataclasses.replace(first, policy=updated(first, tmp_path / "one"))
+    third = dataclasses.replace(first, policy=updated(second, tmp_path / "two"))
+    updated(third, tmp_path / "three")
+    one, two, three = (tmp_path / name / BASE_FILE for name in ("one", "two", "three"))
+    assert one.samefile(two)
+    assert one.samefile(three)
+    before = load_policy(first.policy)[0].state_dict()
+    base = load_base(tmp_path / "three")
+    assert base
+    assert all(torch.equal(matrix, before[name]) for name, matrix in base.items())
+
+
+def test_an_adapter_without_its_base_is_refused_in_one_line(tmp_path: Path) -> None:
+    first = job_of(tmp_path)
+    second = dataclasses.replace(first, policy=updated(first, tmp_path / "one"))
+    (second.policy / BASE_FILE).unlink()
+    with pytest.raises(PolicyError, match=r"lora_base\.safetensors cannot be read: "):
+        updated(second, tmp_path / "two")
+
+
+def test_an_empty_batch_leaves_the_merged_policy_as_it_was(tmp_path: Path) -> None:
+    first = dataclasses.replace(job_of(tmp_path), batch=ragged_batch([]))
+    second = dataclasses.replace(first, policy=updated(first, tmp_path / "one"))
+    after = load_policy(updated(second, tmp_path / "two"))[0].state_dict()
+    before = load_policy(first.policy)[0].state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 def test_another_rank_begins_at_the_merged_policy(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_who_comes_after_the_last_restart_finds_the_server_started_again(
 
     def killed_while_sampling() -> None:
         with lent() as engine:
-            keeper = engine._server._running._keeper.pid  # type: ignore[attr-defined]
+            keeper = engine._server._running._kept.keeper.pid  # type: ignore[attr-defined]
             victim = max(processes_below(keeper))
             threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
             engine.generate(asked)

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from small_runs import SMALL, Cli, sets
 
+from flows.binding import Place
+from flows.plan import plan_training
 from flows.policies import policy_slot, stored_policy
 from flows.train import sampler_of
 from flows.work_times import work_times
@@ -42,13 +44,16 @@ def test_the_update_starts_from_the_last_policy(stale: Path) -> None:
         assert manifest.fingerprint.inputs["policy"] == before.content
 
 
-def test_a_stored_training_is_found_again(cli: Cli, stale: Path) -> None:
-    assert "0 stage runs computed" in cli.train(stale, *STALE)
+def test_a_stored_training_is_found_again(stale: Path) -> None:
+    config = parse_config(overrides=(*SMALL, *STALE))
+    plan = plan_training(Place(store=str(stale), run="small", iteration=0), config)
+    assert set(plan["action"]) == {"hit"}
 
 
 def test_a_rerun_samples_with_the_same_policy_and_can_be_trained_on(cli: Cli, stale: Path) -> None:
     source = ("--store", str(stale), "--run", "small", "--iteration", "3")
-    done = cli.run("rerun", "rollout", *source, "--into", "warm", *sets("temperature=0.5"))
+    until = ("--until", "rollout")  # who samples is all that is looked at
+    done = cli.run("rerun", "rollout", *source, "--into", "warm", *until, *sets("temperature=0.5"))
     assert done.returncode == 0, done.stderr
     turns = open_table(stale, "warm", "turns").filter(iteration=3).collect()
     assert set(turns["policy_version"]) == {1}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from schemas.optimisation import OptimisationConfig
+from schemas.tables import TURN_KEY
 from stages.optimisation import Batch, Update, optimise
 from tests.stages.optimisation.optimisation_batches import (
     ragged_batch,
@@ -93,6 +94,18 @@ def test_steps_before_the_one_that_was_stopped_are_told() -> None:
     assert update.updates["step"].to_list() == [0]
     assert set(update.turn_updates["step"]) == {0}
     assert set(update.faults["step"]) == {1}
+
+
+def test_a_last_step_that_breaks_the_policy_is_noticed_where_the_change_is_measured() -> None:
+    model = random_model("llama")
+    batch = with_own_logprobs(model, ragged_batch(LENGTHS))
+    config = OptimisationConfig(minibatches=1, learning_rate=1e30)
+    update = stopped(model, batch, config)
+    assert update.updates["step"].to_list() == [0]
+    assert update.turn_updates["logprob_change"].null_count() == len(update.turn_updates) > 0
+    assert set(update.faults["step"]) == {1}
+    assert set(update.faults["reason"]) == {"logprob_not_finite"}
+    assert set(update.faults.select(TURN_KEY).rows()) <= set(batch.turn_keys.rows())
 
 
 @pytest.mark.parametrize("loss", ["gspo", "cispo", "policy_gradient"])

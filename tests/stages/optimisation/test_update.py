@@ -254,6 +254,18 @@ def test_an_optimiser_of_other_shapes_is_refused_by_the_name_of_the_weight() -> 
         step(random_model("llama"), batch, optimiser_state=state)
 
 
+@pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq", "step"])
+def test_an_optimiser_with_numbers_that_are_none_is_refused_by_the_name_of_the_weight(
+    moment: str,
+) -> None:
+    batch = ragged_batch(LENGTHS)
+    state = step(random_model("llama"), batch).optimiser_state
+    assert state is not None
+    state["state"][1][moment].fill_(torch.nan)
+    with pytest.raises(TurnledgerError, match=rf"broken: {moment} of .*q_proj\.weight has numbers"):
+        step(random_model("llama"), batch, optimiser_state=state)
+
+
 def test_tokens_of_another_vocabulary_are_refused_by_key() -> None:
     batch = ragged_batch(LENGTHS)
     tokens = batch.token_ids.copy()

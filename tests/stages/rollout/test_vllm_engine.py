@@ -335,7 +335,7 @@ def test_the_server_lets_nobody_in_without_its_key(
 
 def server_processes(engine: VllmEngine) -> dict[str, int]:
     """Returns the process of the server and that of its model, by name."""
-    keeper = engine._server._running._keeper.pid  # type: ignore[attr-defined]
+    keeper = engine._server._running._kept.keeper.pid  # type: ignore[attr-defined]
     found = processes_below(keeper)
     return {
         "server": next(pid for pid, name in found.items() if "turnledger_serve" in name),

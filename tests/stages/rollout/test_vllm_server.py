@@ -1,60 +1,12 @@
 """The server's process without vLLM: what is refused before a start, and who ends it."""
 
-import os
-import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from schemas.config import VllmConfig
 from schemas.errors import EngineError
-from stages.rollout.vllm_server import _KEEPER, _cause, release_of
-from tests.process_trees import alive, processes_below, wait_until
-
-CHILD = "import time; time.sleep(99)"
-SERVER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}])"
-OWNER = f"""
-import os, subprocess, sys, time
-reading, writing = os.pipe()
-keeper = [sys.executable, "-I", "-S", {str(_KEEPER)!r}, str(reading), sys.argv[1]]
-subprocess.Popen([*keeper, sys.executable, "-c", {SERVER!r}], pass_fds=(reading,))
-if sys.argv[2] == "forked":
-    os.close(reading)
-    if os.fork() == 0:
-        time.sleep(60)  # keeps the pipe open
-time.sleep(99)
-"""
-
-
-@pytest.mark.parametrize("how", ["plain", "forked"])
-def test_a_killed_owner_takes_its_server_along(tmp_path: Path, how: str) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    owner = subprocess.Popen([sys.executable, "-c", OWNER, str(folder), how])
-    count = 3 + (how == "forked")  # keeper, server, its child, and what was forked off
-    assert wait_until(lambda: len(processes_below(owner.pid)) == count)
-    below = processes_below(owner.pid)
-    forked = {pid for pid, name in below.items() if "os.fork" in name}
-    owner.send_signal(signal.SIGKILL)
-    owner.wait()
-    assert wait_until(lambda: not alive(set(below) - forked))
-    assert not folder.exists()
-    for pid in forked:
-        os.kill(pid, signal.SIGKILL)
-
-
-def test_a_stopped_server_is_ended_too(tmp_path: Path) -> None:
-    owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path / "none"), "plain"])
-    assert wait_until(lambda: len(processes_below(owner.pid)) == 3)
-    below = processes_below(owner.pid)
-    for pid, name in below.items():
-        if "keeper.py" not in name:
-            os.kill(pid, signal.SIGSTOP)
-    owner.kill()
-    owner.wait()
-    assert wait_until(lambda: not alive(set(below)))
+from stages.rollout.vllm_server import _cause, release_of
 
 
 @pytest.mark.parametrize(
