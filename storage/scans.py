@@ -27,6 +27,7 @@ def open_table(
     *,
     split: str = "train",
     stage: str | None = None,
+    iteration: int | None = None,
     verify: bool = False,
 ) -> pl.LazyFrame:
     """Opens a table of a run, all iterations, shards and turns of it, for lazy reading.
@@ -41,6 +42,7 @@ def open_table(
         table: Name of the table, such as `advantages`.
         split: `train` or `evaluation`.
         stage: Stage that made the table; found by itself where only one did.
+        iteration: The only iteration; files of others are not looked at. Null for all.
         verify: Whether to read every byte of the files now, to see that they are as they were
             stored; otherwise only their presence and size are looked at.
 
@@ -59,12 +61,13 @@ def open_table(
     columns = pl.Schema(known_table(table).schema).names()
     backend = Store.open(store).backend
     with backend.errors("read", run_uri(run)):
-        found = _results(backend, run, table, split)
+        found = _results(backend, run, table, split, iteration)
     by_stage = {manifest.slot.stage for _, manifest in found}
     chosen = [(uri, m) for uri, m in found if stage is None or m.slot.stage == stage]
     if not chosen:
         made_by = f" by stage {stage}" if stage is not None else ""
-        message = f"run {run} has no table {table} of split {split}{made_by} yet"
+        at = f" of iteration {iteration}" if iteration is not None else ""
+        message = f"run {run} has no table {table}{at} of split {split}{made_by} yet"
         raise MissingTableError(message)
     if stage is None and len(by_stage) > 1:
         raise StoreError(
@@ -119,14 +122,16 @@ def table_iterations(store: str | Path, run: str, table: str, *, split: str = "t
         return {m.slot.iteration for _, m in _results(backend, run, table, split)}
 
 
-def _results(backend: Backend, run: str, table: str, split: str) -> list[tuple[str, Manifest]]:
+def _results(
+    backend: Backend, run: str, table: str, split: str, iteration: int | None = None
+) -> list[tuple[str, Manifest]]:
     """Returns slot uri and manifest of every result of a run that holds the table."""
     known = backend.runs()
     if run not in known:
         raise StoreError(
             f"run {run} is not in {backend.url}; known runs: {', '.join(known) or 'none'}"
         )
-    uris = [uri for uri in backend.slots(run, table) if f"/split={split}/" in uri]
+    uris = [uri for uri in backend.slots(run, table, iteration) if f"/split={split}/" in uri]
     found = []
     for uri, here in zip(uris, backend.inspect_all(uris), strict=True):
         if here.manifest is None:
