@@ -169,9 +169,7 @@ class Backend(Protocol):
         """Returns the names of all runs of which there is anything, sorted."""
         ...
 
-    def slots(
-        self, run: str, table: str | None = None, iteration: int | None = None
-    ) -> list[str]:
+    def slots(self, run: str, table: str | None = None, iteration: int | None = None) -> list[str]:
         """Returns the slots of a run that hold something, sorted.
 
         Args:

@@ -37,7 +37,6 @@ from storage.layout import (
     iteration_uri,
     lease_uri,
     record_uri,
-    run_uri,
     runs_among,
 )
 from storage.manifests import Inspection, Manifest, parsed, written
@@ -193,9 +192,7 @@ class Bucket:
         """Returns the names of all runs of which there is anything, sorted."""
         return runs_among(self._objects.names())
 
-    def slots(
-        self, run: str, table: str | None = None, iteration: int | None = None
-    ) -> list[str]:
+    def slots(self, run: str, table: str | None = None, iteration: int | None = None) -> list[str]:
         """Returns the slots of a run, sorted; only their manifests tell which tables they hold."""
         keys = self._objects.keys(iteration_uri(run, iteration))
         end = f"/{MANIFEST_FILE}"

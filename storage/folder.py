@@ -176,9 +176,7 @@ class Folder:
         """Returns the names of all runs that have a folder, sorted."""
         return self.layout.run_names()
 
-    def slots(
-        self, run: str, table: str | None = None, iteration: int | None = None
-    ) -> list[str]:
+    def slots(self, run: str, table: str | None = None, iteration: int | None = None) -> list[str]:
         """Returns the slots of a run that have a manifest or a file of a table, sorted.
 
         A result that lost one of them is damaged, not gone.

@@ -130,9 +130,7 @@ def compared_runs(reader: Reader, a: str, b: str, iteration: int | None) -> Runs
         largest = _turns(changed.head(LISTED), "a", "b")
     try:
         configs = [stored_config(record) for record in records]
-        settings = [
-            (key, str(old), str(new)) for key, (old, new) in changed_keys(*configs).items()
-        ]
+        settings = [(key, str(old), str(new)) for key, (old, new) in changed_keys(*configs).items()]
     except ConfigError as error:
         settings, note = [], note or str(error)
     return RunsCompared(

@@ -133,7 +133,7 @@ def conversation(reader: Reader, key: Key) -> Conversation:
     parts = [_by_turn(f) for f in (executions, rewards, shaped, credit, updates)]
     notes = []
     tokenizer = None
-    if not turns["token_ids"].list.len().any():
+    if not turns["token_ids"].list.len().sum():
         notes.append("Imported: there are no tokens and no log-probabilities.")
     else:
         file = reader.tokenizer_file(key.run, key.iteration)
@@ -252,5 +252,3 @@ def _worth(
         for name in ("return", "baseline", "scale", "turn_advantage", "advantage"):
             if name != "turn_advantage" or credit[name] is not None:
                 yield name.replace("_", " "), credit[name]
-
-

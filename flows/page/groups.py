@@ -7,7 +7,6 @@ from typing import Any
 import polars as pl
 
 from flows.page.reading import NotFoundError, Reader
-from schemas.errors import StoreError
 from schemas.tables import GROUP_KEY, TRAJECTORY_KEY, TURN_KEY
 from stages.comparison import Side, compare
 from storage import scan_errors
@@ -87,13 +86,10 @@ class GroupsView:
     found: int
     """Groups that the filter lets through."""
     in_all: int
+    pages: int
     iterations: Sequence[int]
+    """All of the run."""
     notes: Sequence[str]
-
-    @property
-    def pages(self) -> int:
-        """Number of pages, at least one."""
-        return max(1, -(-self.found // PAGE))
 
 
 def groups_view(reader: Reader, choice: Choice) -> GroupsView:
@@ -111,30 +107,25 @@ def groups_view(reader: Reader, choice: Choice) -> GroupsView:
     tables = IterationTables(reader, choice.run, choice.iteration, choice.split)
     with scan_errors(f"tables of {choice.run}"):
         tasks = tables.tasks()
-        flipped = _flipped_turns(reader, tables, choice) if choice.against else None
+        flipped = None
+        if choice.against is not None:
+            flipped = _flipped_turns(reader, tables, choice.against)
         chosen = tasks
         if choice.show != "all":
             chosen = tasks.filter(pl.col("task_id").is_in(_tasks_with(tables, choice, flipped)))
-        view = GroupsView(
+        pages = max(1, -(-len(chosen) // PAGE))
+        if not 1 <= choice.page <= pages:
+            raise NotFoundError(f"there is no page {choice.page}: there are {pages}")
+        shown = chosen["task_id"].slice((choice.page - 1) * PAGE, PAGE).to_list()
+        return GroupsView(
             choice=choice,
-            groups=[],
+            groups=list(_groups(tables, shown, flipped)),
             found=len(chosen),
             in_all=len(tasks),
+            pages=pages,
             iterations=iterations,
             notes=list(_notes(tables, tasks)),
         )
-        if not 1 <= choice.page <= view.pages:
-            raise NotFoundError(f"there is no page {choice.page}: there are {view.pages}")
-        shown = chosen["task_id"].slice((choice.page - 1) * PAGE, PAGE).to_list()
-        groups = list(_groups(tables, shown, flipped))
-    return GroupsView(
-        choice=choice,
-        groups=groups,
-        found=view.found,
-        in_all=view.in_all,
-        iterations=iterations,
-        notes=view.notes,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +167,7 @@ def is_void() -> pl.Expr:
     return pl.col("code").is_null() & pl.col("answer").is_null()
 
 
-def _tasks_with(
-    tables: IterationTables, choice: Choice, flipped: pl.DataFrame | None
-) -> pl.Series:
+def _tasks_with(tables: IterationTables, choice: Choice, flipped: pl.DataFrame | None) -> pl.Series:
     """Returns the groups that a filter lets through."""
     if choice.show == "flips":
         return pl.Series([], dtype=pl.String) if flipped is None else flipped["task_id"].unique()
@@ -203,13 +192,13 @@ def _tasks_with(
     return rows.select(pl.col("task_id").unique()).collect()["task_id"]
 
 
-def _flipped_turns(reader: Reader, tables: IterationTables, choice: Choice) -> pl.DataFrame:
+def _flipped_turns(reader: Reader, tables: IterationTables, against: str) -> pl.DataFrame:
     """Returns the keys of the turns whose advantage has another sign in the other run."""
-    assert choice.against is not None
-    reader.record(choice.against)
-    other = IterationTables(reader, choice.against, choice.iteration, choice.split)
-    sides = [Side(rows=t.open("advantages").select(*TURN_KEY, "advantage")) for t in (other, tables)]
-    return compare(*sides, value="advantage").filter("flipped").select(TURN_KEY)
+    reader.record(against)
+    other = IterationTables(reader, against, tables.iteration, tables.split)
+    credit = [side.open("advantages").select(*TURN_KEY, "advantage") for side in (other, tables)]
+    compared = compare(*(Side(rows=rows) for rows in credit), value="advantage")
+    return compared.filter("flipped").select(TURN_KEY)
 
 
 def _groups(
@@ -251,15 +240,16 @@ def _turns_of(
     for other in (credit, rewards, shaped, runs):
         turns = turns.join(other, on=TURN_KEY, how="left")
     turns = turns.join(outcomes, on=TRAJECTORY_KEY, how="left")
-    marked = pl.DataFrame(schema=turns.collect_schema()).select(TURN_KEY)
-    marked = (marked if flipped is None else flipped).with_columns(flipped=pl.lit(True))
-    return turns.join(marked.lazy(), on=TURN_KEY, how="left").sort(TURN_KEY).collect()
+    if flipped is None:
+        turns = turns.with_columns(flipped=pl.lit(False))
+    else:
+        marked = flipped.lazy().with_columns(flipped=pl.lit(True))
+        turns = turns.join(marked, on=TURN_KEY, how="left")
+    return turns.sort(TURN_KEY).collect()
 
 
 def _strip(sample: int, rows: Sequence[Mapping[str, Any]]) -> Strip:
-    rewards = [
-        row["total"] if row["shaped_total"] is None else row["shaped_total"] for row in rows
-    ]
+    rewards = [row["total"] if row["shaped_total"] is None else row["shaped_total"] for row in rows]
     known = [reward for reward in rewards if reward is not None]
     outcome = rows[0]["outcome"]
     reasons = {row["excluded"] for row in rows} - {None}
@@ -301,13 +291,10 @@ def _notes(tables: IterationTables, tasks: pl.DataFrame) -> Iterator[str]:
     if tables.split == "evaluation":
         yield "An evaluation has no rewards and no advantages: a cell stands for a turn."
         return
-    for table, says in (
-        ("turn_rewards", "These trajectories are not scored yet."),
-        ("advantages", "These turns have no advantages yet."),
-    ):
-        try:
-            is_empty = tables.open(table).limit(1).collect().is_empty()
-        except StoreError as error:
-            is_empty, says = True, str(error)
-        if is_empty:
+    missing = {
+        "turn_rewards": "These trajectories are not scored yet.",
+        "advantages": "These turns have no advantages yet.",
+    }
+    for table, says in missing.items():
+        if tables.open(table).limit(1).collect().is_empty():
             yield says

@@ -1,5 +1,6 @@
 """What the views read of a store: records, and tables that need not be there yet."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,8 @@ class Reader:
             NotFoundError: If there is no such run.
             StoreError: If its record is damaged.
         """
-        if run not in self.store.run_names():
-            known = ", ".join(self.store.run_names()) or "none"
-            raise NotFoundError(f"there is no run {run}; known runs: {known}")
+        if not re.fullmatch(RUN_NAME, run) or not self.store.has_run(run):
+            raise NotFoundError(f"there is no run {run} in this store")
         return self.store.run_record(run)
 
     def table(
@@ -88,10 +88,3 @@ class Reader:
                 ref = Ref(uri=uri, name="tokenizer", digest=file.digest, content=file.digest)
                 return self.store.path(ref)
         return None
-
-
-def is_run_name(name: str) -> bool:
-    """Says whether a run can have this name."""
-    import re
-
-    return re.fullmatch(RUN_NAME, name) is not None

@@ -18,6 +18,8 @@ from pygments.lexers import PythonLexer
 
 from flows.page import links
 
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+
 STEPS = 4
 """Classes of colour on each side of zero."""
 STRONGEST = 2.0
@@ -74,18 +76,18 @@ def highlighted(code: str) -> Markup:
 def number(value: float | int | None, digits: int = 2) -> str:
     """Writes a count, or a number with so many decimals and no negative zero; null is a dash."""
     if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:z.{digits}f}".replace("-", "−")
+        return DASH
+    return f"{value:,}" if isinstance(value, int) else f"{value:z,.{digits}f}".replace("-", MINUS)
 
 
 def signed(value: float | None) -> str:
     """Writes a number with its sign; null is a dash."""
-    return "–" if value is None else f"{value:z+.2f}".replace("-", "−").replace("+0.00", "0.00")
+    return DASH if value is None else f"{value:+z.2f}".replace("-", MINUS).replace("+0.00", "0.00")
 
 
 def percent(value: float | None) -> str:
     """Writes a share; null is a dash."""
-    return "–" if value is None else f"{value:.1%}"
+    return DASH if value is None else f"{value:.1%}"
 
 
 def heat(advantage: float | None) -> str:

@@ -111,8 +111,7 @@ def _bars(times: pl.DataFrame, lanes: Sequence[int], seconds: float) -> list[Bar
             width=round(max((end - begin) * scale, 0.8), 1),
             work=work,
             turn=turn,
-            says=f"shard {shard}, {work} of turn {turn}: {turns} turns, "
-            f"{begin:.2f} to {end:.2f} s",
+            says=f"shard {shard}, {work} of turn {turn}: {turns} turns, {begin:.2f} to {end:.2f} s",
         )
         for shard, work, turn, begin, end, turns in times.select(columns).iter_rows()
     ]
