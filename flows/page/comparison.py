@@ -101,8 +101,10 @@ def compared_runs(reader: Reader, a: str, b: str, iteration: int | None) -> Runs
         StoreError: If a table cannot be read.
     """
     records = [reader.record(run) for run in (a, b)]
+    tables = {run: reader.tables(run) for run in (a, b)}
     frames = {
-        run: figures_by_iteration(reader, run, accuracy_by_iteration(reader, run)) for run in (a, b)
+        run: figures_by_iteration(opened, accuracy_by_iteration(opened))
+        for run, opened in tables.items()
     }
     credited = [
         set(frame.drop_nulls("credited")["iteration"].to_list()) for frame in frames.values()

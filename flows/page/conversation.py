@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from flows.page.groups import IterationTables
 from flows.page.reading import NotFoundError, Reader
 from schemas.reward_components import COMPONENTS
 from storage import scan_errors
@@ -111,7 +110,7 @@ def conversation(reader: Reader, key: Key) -> Conversation:
         StoreError: If a table cannot be read.
     """
     record = reader.record(key.run)
-    tables = IterationTables(reader, key.run, key.iteration, key.split)
+    tables = reader.tables(key.run, key.iteration, key.split)
     ours = (pl.col("task_id") == key.task) & (pl.col("sample_index") == key.sample)
     with scan_errors(f"tables of {key.run}"):
         group = tables.open("turns").filter(pl.col("task_id") == key.task)
@@ -121,16 +120,12 @@ def conversation(reader: Reader, key: Key) -> Conversation:
                 f"run {key.run} has no trajectory {key.sample} of task {key.task} in iteration "
                 f"{key.iteration}, {key.split}"
             )
-        names = ("turns", "executions", "turn_rewards", "shaped_rewards", "advantages")
-        frames = pl.collect_all(
-            [
-                *(tables.open(n).filter(ours).sort("turn_index") for n in (*names, "turn_updates")),
-                tables.open("prompts").filter(pl.col("task_id") == key.task),
-                tables.outcomes().filter(ours),
-            ]
-        )
-    turns, executions, rewards, shaped, credit, updates, prompts, outcomes = frames
-    parts = [_by_turn(f) for f in (executions, rewards, shaped, credit, updates)]
+        turns = tables.rows("turns", ours).sort("turn_index")
+        names = ("executions", "turn_rewards", "shaped_rewards", "advantages", "turn_updates")
+        parts = [_by_turn(tables.rows(name, ours)) for name in names]
+        prompts = tables.rows("prompts", pl.col("task_id") == key.task)
+        outcomes = tables.outcomes().filter(ours).collect()
+    _, rewards, shaped, credit, _ = parts
     notes = []
     tokenizer = None
     if not turns["token_ids"].list.len().sum():
@@ -140,10 +135,10 @@ def conversation(reader: Reader, key: Key) -> Conversation:
         tokenizer = None if file is None else _tokenizer(file)
         if tokenizer is None:
             notes.append("No policy of the run is kept, so tokens are told by their ids.")
-    if record.imported_from is None and key.split == "train" and credit.is_empty():
+    if record.imported_from is None and key.split == "train" and not credit:
         notes.append("These turns have no advantages yet.")
     asked = prompts.row(0, named=True) if len(prompts) else {}
-    first = shaped.row(0, named=True) if len(shaped) else {}
+    first = next(iter(shaped.values()), {})
     outcome = outcomes["outcome"][0] if len(outcomes) else None
     similarity = (first.get("similarity_mean"), first.get("similarity_max"))
     return Conversation(
@@ -151,7 +146,7 @@ def conversation(reader: Reader, key: Key) -> Conversation:
         problem=asked.get("problem"),
         gold=asked.get("answer"),
         outcome="not graded" if outcome is None else "right" if outcome > 0 else "wrong",
-        verdict=rewards["verdict"][0] if len(rewards) else None,
+        verdict=next((row["verdict"] for row in rewards.values()), None),
         shaping=first.get("shaping"),
         similarity=None if None in similarity else similarity,  # type: ignore[arg-type]
         peers=first.get("peers"),

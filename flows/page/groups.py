@@ -6,8 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from flows.page.reading import NotFoundError, Reader
-from schemas.tables import GROUP_KEY, TRAJECTORY_KEY, TURN_KEY
+from flows.page.reading import NotFoundError, Reader, Tables
+from schemas.tables import TRAJECTORY_KEY, TURN_KEY
 from stages.comparison import Side, compare
 from storage import scan_errors
 
@@ -104,12 +104,12 @@ def groups_view(reader: Reader, choice: Choice) -> GroupsView:
     if choice.iteration not in iterations:
         known = f"it has {iterations[0]} to {iterations[-1]}" if iterations else "it has none yet"
         raise NotFoundError(f"run {choice.run} has no iteration {choice.iteration}: {known}")
-    tables = IterationTables(reader, choice.run, choice.iteration, choice.split)
+    tables = reader.tables(choice.run, choice.iteration, choice.split)
     with scan_errors(f"tables of {choice.run}"):
         tasks = tables.tasks()
         flipped = None
         if choice.against is not None:
-            flipped = _flipped_turns(reader, tables, choice.against)
+            flipped = _flipped_turns(reader, tables, choice)
         chosen = tasks
         if choice.show != "all":
             chosen = tasks.filter(pl.col("task_id").is_in(_tasks_with(tables, choice, flipped)))
@@ -128,35 +128,6 @@ def groups_view(reader: Reader, choice: Choice) -> GroupsView:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class IterationTables:
-    """The tables of one iteration, opened when they are asked for."""
-
-    reader: Reader
-    run: str
-    iteration: int
-    split: str
-
-    def open(self, table: str) -> pl.LazyFrame:
-        """Opens a table; one that is not there has no rows."""
-        return self.reader.table(self.run, table, iteration=self.iteration, split=self.split)
-
-    def tasks(self) -> pl.DataFrame:
-        """Returns the `task_id` of every group, in the order in which they were asked."""
-        asked = self.open("prompts").select(*GROUP_KEY).collect()
-        if len(asked):
-            return asked
-        return self.open("turns").select(*GROUP_KEY).unique(maintain_order=True).collect()
-
-    def outcomes(self) -> pl.LazyFrame:
-        """Returns `task_id`, `sample_index` and `outcome`, 1 or 0, a row a trajectory."""
-        if self.split == "evaluation":
-            graded = self.open("evaluations")
-            return graded.select(*TRAJECTORY_KEY, outcome=pl.col("correct").cast(pl.Float64))
-        lasts = self.open("turn_rewards").filter("is_last")
-        return lasts.select(*TRAJECTORY_KEY, "outcome")
-
-
 def against_outcome(advantage: pl.Expr, outcome: pl.Expr) -> pl.Expr:
     """Says whether a turn of a right trajectory has a negative advantage, or the reverse."""
     return ((outcome > 0) & (advantage < 0)) | ((outcome == 0) & (advantage > 0))
@@ -167,7 +138,7 @@ def is_void() -> pl.Expr:
     return pl.col("code").is_null() & pl.col("answer").is_null()
 
 
-def _tasks_with(tables: IterationTables, choice: Choice, flipped: pl.DataFrame | None) -> pl.Series:
+def _tasks_with(tables: Tables, choice: Choice, flipped: pl.DataFrame | None) -> pl.Series:
     """Returns the groups that a filter lets through."""
     if choice.show == "flips":
         return pl.Series([], dtype=pl.String) if flipped is None else flipped["task_id"].unique()
@@ -192,18 +163,17 @@ def _tasks_with(tables: IterationTables, choice: Choice, flipped: pl.DataFrame |
     return rows.select(pl.col("task_id").unique()).collect()["task_id"]
 
 
-def _flipped_turns(reader: Reader, tables: IterationTables, against: str) -> pl.DataFrame:
+def _flipped_turns(reader: Reader, tables: Tables, choice: Choice) -> pl.DataFrame:
     """Returns the keys of the turns whose advantage has another sign in the other run."""
-    reader.record(against)
-    other = IterationTables(reader, against, tables.iteration, tables.split)
+    assert choice.against is not None
+    reader.record(choice.against)
+    other = reader.tables(choice.against, choice.iteration, choice.split)
     credit = [side.open("advantages").select(*TURN_KEY, "advantage") for side in (other, tables)]
     compared = compare(*(Side(rows=rows) for rows in credit), value="advantage")
     return compared.filter("flipped").select(TURN_KEY)
 
 
-def _groups(
-    tables: IterationTables, tasks: Sequence[str], flipped: pl.DataFrame | None
-) -> Iterator[Group]:
+def _groups(tables: Tables, tasks: Sequence[str], flipped: pl.DataFrame | None) -> Iterator[Group]:
     if not tasks:
         return
     frame = _turns_of(tables, tasks, flipped)
@@ -223,9 +193,7 @@ def _groups(
         yield Group(task=task, problem=problem, answer=answer, strips=strips)
 
 
-def _turns_of(
-    tables: IterationTables, tasks: Sequence[str], flipped: pl.DataFrame | None
-) -> pl.DataFrame:
+def _turns_of(tables: Tables, tasks: Sequence[str], flipped: pl.DataFrame | None) -> pl.DataFrame:
     """Returns what the strips of some groups show, a row a turn in the order of the key."""
 
     def of_tasks(table: str, *columns: pl.Expr | str) -> pl.LazyFrame:
@@ -284,7 +252,7 @@ def _marks(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "⇄", "another sign in the other run"
 
 
-def _notes(tables: IterationTables, tasks: pl.DataFrame) -> Iterator[str]:
+def _notes(tables: Tables, tasks: pl.DataFrame) -> Iterator[str]:
     if tasks.is_empty():
         yield "No trajectory of this iteration is stored."
         return

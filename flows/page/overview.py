@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from flows.page.charts import Chart, line_chart, series_of
-from flows.page.reading import Reader
+from flows.page.reading import Reader, Tables
 from schemas.config import RunConfig
 from stages.evaluation import summarise
 from storage import RunRecord, scan_errors
@@ -128,8 +128,9 @@ def run_view(reader: Reader, run: str) -> RunView:
         StoreError: If a table of it cannot be read.
     """
     record = reader.record(run)
-    accuracy = accuracy_by_iteration(reader, run)
-    frame = figures_by_iteration(reader, run, accuracy)
+    tables = reader.tables(run)
+    accuracy = accuracy_by_iteration(tables)
+    frame = figures_by_iteration(tables, accuracy)
     lines = [
         IterationLine(**row, policy=reader.policy_state(run, row["iteration"]))
         for row in frame.iter_rows(named=True)
@@ -145,7 +146,7 @@ def run_view(reader: Reader, run: str) -> RunView:
     )
 
 
-def accuracy_by_iteration(reader: Reader, run: str) -> pl.DataFrame:
+def accuracy_by_iteration(tables: Tables) -> pl.DataFrame:
     """Returns held-out accuracy with its interval, one row an evaluation.
 
     Returns:
@@ -153,8 +154,8 @@ def accuracy_by_iteration(reader: Reader, run: str) -> pl.DataFrame:
         benchmarks the first.
     """
     columns = ("benchmark", "task_id", "correct", "tool_calls", "failed_tool_calls", "turns")
-    opened = reader.table(run, "evaluations", split="evaluation")
-    with scan_errors(f"evaluations of {run}"):
+    opened = tables.open("evaluations", split="evaluation")
+    with scan_errors(f"evaluations of {tables.run}"):
         samples = opened.select("iteration", *columns).collect()
     rows = [
         {"iteration": iteration, **summarise(part.drop("iteration")).row(0, named=True)}
@@ -166,27 +167,27 @@ def accuracy_by_iteration(reader: Reader, run: str) -> pl.DataFrame:
     return told.rename({"low": "avg_at_k_low", "high": "avg_at_k_high"}).sort("iteration")
 
 
-def figures_by_iteration(reader: Reader, run: str, accuracy: pl.DataFrame) -> pl.DataFrame:
+def figures_by_iteration(tables: Tables, accuracy: pl.DataFrame) -> pl.DataFrame:
     """Returns the columns of `IterationLine` without `policy`, one row an iteration.
 
     Each table is reduced to a row an iteration while it is read; no key but the task is.
     """
-    with scan_errors(f"tables of {run}"):
-        parts = pl.collect_all(
-            [
-                _group_means(reader.table(run, "turn_rewards")),
-                _turn_counts(reader.table(run, "turn_rewards")),
-                _call_counts(reader.table(run, "executions")),
-                reader.table(run, "advantages")
-                .group_by("iteration")
-                .agg(credited=pl.col("advantage").is_not_null().mean()),
-                _step_means(reader.table(run, "updates")),
-            ]
-        )
+    rewards = tables.open("turn_rewards")
+    credit = tables.open("advantages").group_by("iteration")
+    queries = (
+        _group_means(rewards),
+        _turn_counts(rewards),
+        _call_counts(tables.open("executions")),
+        credit.agg(credited=pl.col("advantage").is_not_null().mean()),
+        _step_means(tables.open("updates")),
+    )
+    with scan_errors(f"tables of {tables.run}"):
+        # One after the other: hundreds of files each, and polars opens all of a query at once.
+        parts = [query.collect() for query in queries]
     frame = accuracy.drop("samples")
     for part in parts:
         frame = frame.join(part, on="iteration", how="full", coalesce=True)
-    known = pl.DataFrame({"iteration": reader.iterations(run)}, schema={"iteration": pl.Int32})
+    known = pl.DataFrame({"iteration": tables.iterations}, schema={"iteration": pl.Int32})
     frame = known.join(frame, on="iteration", how="left").sort("iteration")
     return frame.select(f.name for f in fields(IterationLine) if f.name != "policy")
 

@@ -8,7 +8,8 @@ import polars as pl
 
 from schemas.errors import StoreError
 from schemas.refs import Ref
-from storage import MissingTableError, RunRecord, Slot, Store, open_table
+from schemas.tables import GROUP_KEY, TRAJECTORY_KEY
+from storage import MissingTableError, RunRecord, RunTables, Slot, Store
 from storage.layout import POLICY_FOLDER, RUN_NAME
 from storage.tables import known_table
 
@@ -36,19 +37,14 @@ class Reader:
             raise NotFoundError(f"there is no run {run} in this store")
         return self.store.run_record(run)
 
-    def table(
-        self, run: str, table: str, *, iteration: int | None = None, split: str = "train"
-    ) -> pl.LazyFrame:
-        """Opens a table of a run, as `storage.open_table`; one that is not there has no rows.
+    def tables(self, run: str, iteration: int | None = None, split: str = "train") -> "Tables":
+        """Looks at the tables of a run, or of one of its iterations.
 
         Raises:
-            StoreError: If it is there and damaged.
+            StoreError: If the run has no folder, or it cannot be read.
         """
-        try:
-            return open_table(self.store.url, run, table, split=split, iteration=iteration)
-        except MissingTableError:
-            columns = {"run": pl.String(), "iteration": pl.Int32()}
-            return pl.LazyFrame(schema={**columns, **pl.Schema(known_table(table).schema)})
+        found = RunTables.of(self.store.url, run, iteration=iteration)
+        return Tables(run, split, found)
 
     def iterations(self, run: str) -> list[int]:
         """Returns the iterations of a run that hold any result, ascending."""
@@ -88,3 +84,66 @@ class Reader:
                 ref = Ref(uri=uri, name="tokenizer", digest=file.digest, content=file.digest)
                 return self.store.path(ref)
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of a run, or of one of its iterations, opened when they are asked for."""
+
+    run: str
+    split: str
+    found: RunTables
+
+    @property
+    def iterations(self) -> list[int]:
+        """Iterations that hold any result, ascending."""
+        return sorted({m.slot.iteration for _, m in self.found.found if m is not None})
+
+    def open(self, table: str, *, split: str | None = None) -> pl.LazyFrame:
+        """Opens a table, as `storage.open_table`; one that is not there has no rows.
+
+        Args:
+            table: Its name.
+            split: Null for that of these tables.
+
+        Raises:
+            StoreError: If it is there and damaged.
+        """
+        try:
+            return self.found.open(table, split=split or self.split)
+        except MissingTableError:
+            columns = {"run": pl.String(), "iteration": pl.Int32()}
+            return pl.LazyFrame(schema={**columns, **pl.Schema(known_table(table).schema)})
+
+    def rows(self, table: str, where: pl.Expr) -> pl.DataFrame:
+        """Returns the few rows of a table for which a condition holds.
+
+        They are found by the columns of the condition, and only they are read: in one step polars
+        decodes the lists of all rows that are stored beside them, a hundred times as much.
+        """
+        opened = self.open(table)
+        keys = opened.select(where.meta.root_names()).with_row_index("row")
+        positions = keys.filter(where).select("row").collect()
+        if positions.is_empty():
+            return opened.clear().collect()
+        together = positions.group_by(start=pl.col("row") - pl.int_range(pl.len()))
+        spans = together.agg(first=pl.col("row").min(), length=pl.len()).sort("first")
+        return pl.concat(
+            opened.slice(first, length).collect()
+            for first, length in spans.select("first", "length").iter_rows()
+        )
+
+    def tasks(self) -> pl.DataFrame:
+        """Returns the `task_id` of every group, in the order in which they were asked."""
+        asked = self.open("prompts").select(*GROUP_KEY).collect()
+        if len(asked):
+            return asked
+        return self.open("turns").select(*GROUP_KEY).unique(maintain_order=True).collect()
+
+    def outcomes(self) -> pl.LazyFrame:
+        """Returns `task_id`, `sample_index` and `outcome`, 1 or 0, a row a trajectory."""
+        if self.split == "evaluation":
+            graded = self.open("evaluations")
+            return graded.select(*TRAJECTORY_KEY, outcome=pl.col("correct").cast(pl.Float64))
+        lasts = self.open("turn_rewards").filter("is_last")
+        return lasts.select(*TRAJECTORY_KEY, "outcome")

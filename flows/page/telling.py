@@ -104,8 +104,10 @@ def summaries_of(reader: Reader, run: str) -> pl.LazyFrame:
         `turns`, counts. Null where the table is not there.
     """
 
+    tables = reader.tables(run)
+
     def by_trajectory(table: str, **figures: pl.Expr) -> pl.LazyFrame:
-        return reader.table(run, table).group_by(KEY).agg(**figures)
+        return tables.open(table).group_by(KEY).agg(**figures)
 
     advantage = pl.col("advantage")
     parts = [
