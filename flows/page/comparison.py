@@ -82,7 +82,7 @@ class EstimatorsCompared:
     """Credited share, biases and agreement of every estimator."""
     charts: Sequence[Chart]
     same_sign: float | None
-    """Share of the turns with the same sign by both."""
+    """Share of the turns with the same sign by both; null if they are one."""
     flipped: int
     flips: Sequence[ChangedTurn]
 
@@ -187,7 +187,7 @@ def compared_estimators(
         left_out=compared.left_out,
         summary=compared.summary.to_dicts(),
         charts=_credit_charts(compared.credit, [a] if a == b else [a, b]),
-        same_sign=agreement(compared.credit, [(a, b)])["same_sign"][0],
+        same_sign=None if a == b else agreement(compared.credit, [(a, b)])["same_sign"][0],
         flipped=len(flips),
         flips=_turns(flips.head(LISTED), "a", "b"),
     )
