@@ -264,5 +264,5 @@ def _notes(tables: Tables, tasks: pl.DataFrame) -> Iterator[str]:
         "advantages": "These turns have no advantages yet.",
     }
     for table, says in missing.items():
-        if tables.open(table).limit(1).collect().is_empty():
+        if tables.open(table).select(pl.len()).collect().item() == 0:
             yield says

@@ -1,7 +1,7 @@
 """Views to HTML: the templates, with everything that a policy wrote shown as text.
 
-Autoescape is on for all of it. The only markup that is not from a template is that of Pygments,
-which escapes the code that it colours.
+Autoescape is on for all of it. The only markup that is not from a template are the spans around the
+words of code, whose texts are escaped one by one.
 """
 
 import base64
@@ -12,9 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
+from pygments.token import STANDARD_TYPES
 
 from flows.page import links
 
@@ -67,10 +66,13 @@ def token_text(text: str) -> str:
 
 
 def highlighted(code: str) -> Markup:
-    """Returns Python code with its words in spans of classes; the code is escaped."""
-    # Of the lexer's: it would take leading and trailing lines away.
+    """Returns Python code, escaped, with its words in spans of Pygments' classes."""
     lexer = PythonLexer(stripnl=False, ensurenl=False)
-    return Markup(highlight(visible(code), lexer, HtmlFormatter(nowrap=True)))
+    span = Markup('<span class="{}">{}</span>')
+    return Markup("").join(
+        span.format(STANDARD_TYPES[kind], text) if STANDARD_TYPES.get(kind) else text
+        for kind, text in lexer.get_tokens(visible(code))
+    )
 
 
 def number(value: float | int | None, digits: int = 2) -> str:

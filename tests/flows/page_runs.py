@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
 
 from schemas.config import AdvantagesConfig, RunConfig, SimilarityConfig, TurnRewardsConfig
@@ -119,6 +119,7 @@ def put(store: Store, slot: Slot, **tables: pl.DataFrame) -> StageOutput:
 
 def _put_policy(store: Store, run: str) -> None:
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="one "))
+    tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([word for word in WORDS if word.startswith("<")])
 
     def write_policy(folder: Path) -> None:
