@@ -159,11 +159,14 @@ def _put_iteration(
     turns = _turns(groups, texts, sampled=gamma is not None)
     executions = _executions(groups, texts)
     put(store, slot("prompts"), prompts=prompts)
-    parts = {"shard": 0, "turn": 0}
-    times = _times("generation_times") if gamma is not None else {}
-    put(store, slot("rollout", **parts), turns=turns, **times)
-    times = _times("execution_times") if gamma is not None else {}
-    put(store, slot("execution", **parts), executions=executions, **times)
+    # An import has all turns in one file, a rollout a file a turn.
+    for turn in range(4) if gamma is not None else (0,):
+        here = pl.col("turn_index") == turn if gamma is not None else pl.lit(True)
+        parts = {"shard": 0, "turn": turn}
+        generated = _times("generation_times") if turn == 0 and gamma is not None else {}
+        ran = _times("execution_times") if turn == 0 and gamma is not None else {}
+        put(store, slot("rollout", **parts), turns=turns.filter(here), **generated)
+        put(store, slot("execution", **parts), executions=executions.filter(here), **ran)
     if gamma is None:
         return
     rewards = score_turns(prompts, turns, executions, TurnRewardsConfig())

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from page_runs import BRANCH, IMPORTED, RUN, make_store
 
-from flows.page.groups import PAGE, Choice, groups_view
+from flows.page.groups import PAGE, Choice, against_outcome, groups_view
 from flows.page.reading import NotFoundError, Reader
 from schemas.tables import TURN_KEY
 from storage import Store, open_table
@@ -47,6 +47,24 @@ def test_a_filter_shows_the_groups_with_such_a_turn(
     assert {group.task for group in view.groups} == wanted
     assert wanted
     assert len(wanted) == view.found < view.in_all
+
+
+@pytest.mark.parametrize(
+    ("outcome", "advantage", "is_against"),
+    [
+        (1.0, -0.5, True),
+        (1.0, 0.5, False),
+        (0.0, 0.5, True),
+        (0.0, -0.5, False),
+        (0.0, 0.0, False),
+        (1.0, 0.0, False),
+    ],
+)
+def test_a_sign_is_against_the_outcome_in_both_directions(
+    outcome: float, advantage: float, is_against: bool
+) -> None:
+    told = pl.select(against_outcome(pl.lit(advantage), pl.lit(outcome))).item()
+    assert told is is_against
 
 
 def test_flips_are_turns_whose_sign_differs_between_the_runs(reader: Reader, store: Store) -> None:
