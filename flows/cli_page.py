@@ -32,7 +32,7 @@ def page(
     from storage import Store
 
     opened = Store.open(store)
-    listening = _listen(host, port)
+    listening = listen(host, port)
     # The names of a loopback address, so that no other site can lead a browser to it by its name.
     hosts = [*LOOPBACK, host] if host in LOOPBACK else None
     shown = f"[{host}]" if ":" in host else host
@@ -71,7 +71,7 @@ def report(
     typer.echo(f"report  {path}")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Returns a socket that listens.
 
     Raises:

@@ -1,7 +1,5 @@
 """One handmade store for all tests of the pages; none of them needs Prefect."""
 
-from pathlib import Path
-
 import pytest
 from page_runs import make_store
 from starlette.testclient import TestClient
@@ -31,8 +29,3 @@ def reader(store: Store) -> Reader:
 def client(store: Store) -> TestClient:
     """Asks for pages without a network."""
     return TestClient(make_app(store), raise_server_exceptions=True)
-
-
-@pytest.fixture(scope="session")
-def store_path(store: Store) -> Path:
-    return store.root

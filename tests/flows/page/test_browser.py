@@ -11,7 +11,7 @@ from page_addresses import addresses
 from page_runs import BRANCH, PLAIN, RUN, make_store
 from playwright.sync_api import Browser, Page, expect
 
-from flows.cli_page import _listen
+from flows.cli_page import listen
 from flows.page.app import LOOPBACK, make_app
 from flows.page.reading import Reader
 from flows.page.rendering import DASH, MINUS, heat, visible
@@ -51,7 +51,7 @@ def hostile(hostile_store: Store) -> Iterator[str]:
 
 
 def _serve(store: Store) -> Iterator[str]:
-    listening = _listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     config = uvicorn.Config(make_app(store, hosts=[*LOOPBACK]), log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
