@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from flows.page.comparison import compared_estimators, compared_runs
 from flows.page.conversation import Key, conversation
-from flows.page.groups import SHOWN, Choice, groups_view
+from flows.page.groups import OF_EVALUATIONS, SHOWN, Choice, groups_view
 from flows.page.overview import run_list, run_view
 from flows.page.reading import NotFoundError, Reader
 from flows.page.rendering import render, style
@@ -93,11 +93,13 @@ def show_run(reader: Reader, request: Request) -> str:
 def show_groups(reader: Reader, request: Request) -> str:
     """Shows the groups of an iteration."""
     query = request.query_params
+    split = _split(query)
+    filters = {n: s for n, s in SHOWN.items() if split == "train" or n in OF_EVALUATIONS}
     choice = Choice(
         run=_run(request),
         iteration=_iteration(request),
-        split=_split(query),
-        show=_one_of(query, "show", tuple(SHOWN)),
+        split=split,
+        show=_one_of(query, "show", tuple(filters)),
         against=query.get("against") or None,
         page=_whole(query, "page", 1),
     )
@@ -105,7 +107,7 @@ def show_groups(reader: Reader, request: Request) -> str:
         raise BadQueryError("show=flips needs the other run: add against=RUN")
     others = [name for name in reader.store.run_names() if name != choice.run]
     view = groups_view(reader, choice)
-    return render("iteration.html", view=view, shown=SHOWN, others=others)
+    return render("iteration.html", view=view, shown=filters, others=others)
 
 
 def show_trajectory(reader: Reader, request: Request) -> str:

@@ -60,6 +60,8 @@ class Chart:
     title: str
     x_label: str
     lines: Sequence[Line]
+    has_legend: bool
+    """Whether the lines are named beside it: there could be several."""
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
     width: int = WIDTH
@@ -88,7 +90,8 @@ def line_chart(
     Returns:
         The chart; null if there is no point at all.
     """
-    drawn = [line for line in series if line.points]
+    asked = list(series)
+    drawn = [line for line in asked if line.points]
     if not drawn:
         return None
     xs = [x for line in drawn for x, _ in line.points]
@@ -121,6 +124,7 @@ def line_chart(
             )
             for line in drawn
         ],
+        has_legend=len(asked) > 1,
         x_ticks=[Tick(x_at(x), f"{x:g}") for x in x_ticks if min(xs) <= x <= max(xs)],
         y_ticks=[Tick(y_at(y), f"{y:g}") for y in y_ticks],
     )

@@ -25,6 +25,10 @@ SHOWN: Mapping[str, str] = {
 """Filters of groups by name: a group is shown if it has such a trajectory or turn."""
 
 
+OF_EVALUATIONS = ("all", "timeouts", "void")
+"""The filters of held-out groups, which have neither rewards nor advantages."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One turn in a heat strip."""
@@ -87,8 +91,8 @@ class GroupsView:
     """Groups that the filter lets through."""
     in_all: int
     pages: int
-    iterations: Sequence[int]
-    """All of the run."""
+    neighbours: Sequence[int]
+    """The iterations before and after, where there are such."""
     notes: Sequence[str]
 
 
@@ -100,10 +104,11 @@ def groups_view(reader: Reader, choice: Choice) -> GroupsView:
         StoreError: If a table cannot be read.
     """
     reader.record(choice.run)
-    iterations = reader.iterations(choice.run)
+    iterations = reader.iterations(choice.run, choice.split)
     if choice.iteration not in iterations:
         known = f"it has {iterations[0]} to {iterations[-1]}" if iterations else "it has none yet"
-        raise NotFoundError(f"run {choice.run} has no iteration {choice.iteration}: {known}")
+        what = "evaluation" if choice.split == "evaluation" else "iteration"
+        raise NotFoundError(f"run {choice.run} has no {what} {choice.iteration}: {known}")
     tables = reader.tables(choice.run, choice.iteration, choice.split)
     with scan_errors(f"tables of {choice.run}"):
         tasks = tables.tasks()
@@ -123,7 +128,8 @@ def groups_view(reader: Reader, choice: Choice) -> GroupsView:
             found=len(chosen),
             in_all=len(tasks),
             pages=pages,
-            iterations=iterations,
+            neighbours=[i for i in iterations if i < choice.iteration][-1:]
+            + [i for i in iterations if i > choice.iteration][:1],
             notes=list(_notes(tables, tasks)),
         )
 

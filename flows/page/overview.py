@@ -332,6 +332,6 @@ def _notes(record: RunRecord, frame: pl.DataFrame, accuracy: pl.DataFrame) -> It
     if accuracy.is_empty():
         yield "No policy of it was evaluated."
     if frame["right"].null_count() == len(frame):
-        yield "No trajectory is scored: `turnledger rerun turn_rewards` does that."
+        yield "No trajectory is scored: the command turnledger rerun turn_rewards does that."
     if frame["entropy"].null_count() == len(frame):
         yield "No policy was updated."

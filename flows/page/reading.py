@@ -46,11 +46,12 @@ class Reader:
         found = RunTables.of(self.store.url, run, iteration=iteration)
         return Tables(run, split, found)
 
-    def iterations(self, run: str) -> list[int]:
-        """Returns the iterations of a run that hold any result, ascending."""
+    def iterations(self, run: str, split: str | None = None) -> list[int]:
+        """Returns the iterations of a run that hold a result, of a split or any, ascending."""
         with self.store.backend.errors("read", run):
             slots = self.store.backend.slots(run)
-        parts = (part for uri in slots for part in uri.split("/"))
+        chosen = (uri for uri in slots if split is None or f"/split={split}/" in uri)
+        parts = (part for uri in chosen for part in uri.split("/"))
         return sorted({int(part[10:]) for part in parts if part.startswith("iteration=")})
 
     def policy_state(self, run: str, iteration: int) -> str:

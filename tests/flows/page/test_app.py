@@ -28,6 +28,12 @@ def test_page_is_there(client: TestClient, name: str) -> None:
         ("/runs/nobody/timeline", 404, "there is no run nobody"),
         ("/compare?a=nobody&b=main", 404, "there is no run nobody"),
         (f"/runs/{RUN}/iterations/9", 404, "has no iteration 9: it has 0 to 2"),
+        (f"/runs/{RUN}/iterations/1?split=evaluation", 404, "has no evaluation 1: it has 0 to 2"),
+        (
+            f"/runs/{RUN}/iterations/2?split=evaluation&show=shaped",
+            400,
+            "take one of all, timeouts",
+        ),
         ("/runs/empty/iterations/1", 404, "has no iteration 1: it has none yet"),
         (f"/runs/{RUN}/iterations/{10**30}", 404, "there is no iteration 1000"),
         (f"/runs/{RUN}/iterations/one", 404, "there is no page"),

@@ -103,6 +103,17 @@ def test_groups_come_in_the_order_in_which_they_were_asked(reader: Reader, store
     assert [group.task for group in view.groups] == asked
 
 
+@pytest.mark.parametrize(
+    ("iteration", "split", "neighbours"),
+    [(0, "train", [1]), (1, "train", [0, 2]), (0, "evaluation", [2]), (2, "evaluation", [0])],
+)
+def test_neighbours_are_those_that_can_be_shown(
+    reader: Reader, iteration: int, split: str, neighbours: list[int]
+) -> None:
+    choice = Choice(run=RUN, iteration=iteration, split=split)
+    assert groups_view(reader, choice).neighbours == neighbours
+
+
 def test_an_import_shows_its_groups_without_worth(reader: Reader) -> None:
     view = groups_view(reader, Choice(run=IMPORTED, iteration=1))
     assert {strip.outcome for group in view.groups for strip in group.strips} == {"not scored"}
