@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from flows.compare import diff
+from flows.compare import Diff, diff
 from flows.estimators import estimators_of
 from flows.page.charts import Chart, Series, line_chart
 from flows.page.overview import accuracy_by_iteration, figures_by_iteration, run_charts
@@ -49,6 +49,18 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """How the advantages of an iteration differ."""
+
+    parts: Sequence[Part]
+    flipped: int
+    """Turns that changed sign."""
+    flips: Sequence[ChangedTurn]
+    """Of these the largest changes."""
+    largest: Sequence[ChangedTurn]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunsCompared:
     """Two runs side by side."""
 
@@ -60,10 +72,7 @@ class RunsCompared:
     settings: Sequence[tuple[str, str, str]]
     """Key, value in a and value in b, where they differ."""
     charts: Sequence[Chart]
-    parts: Sequence[Part]
-    flips: Sequence[ChangedTurn]
-    largest: Sequence[ChangedTurn]
-    flipped: int
+    changes: Changes | None
     note: str
     """Why the advantages are not compared; empty if they are."""
 
@@ -111,25 +120,13 @@ def compared_runs(reader: Reader, a: str, b: str, iteration: int | None) -> Runs
     ]
     common = sorted(set.intersection(*credited))
     chosen = iteration if iteration is not None else (common[-1] if common else None)
-    parts: list[Part] = []
-    flips: list[ChangedTurn] = []
-    largest: list[ChangedTurn] = []
-    flipped, note = 0, ""
+    changes, note = None, ""
     if chosen is None:
         note = "No iteration with advantages is in both runs."
     elif chosen not in common:
         note = f"Iteration {chosen} does not have advantages in both runs."
     else:
-        changes = diff(reader.store.url, a, b, iteration=chosen, largest=0)
-        parts = [_part(row) for row in changes.summary.iter_rows(named=True)]
-        by_size = pl.col("difference").abs()
-        changed = changes.rows.filter("changed").sort(
-            by_size, *_key(changes.rows), descending=[True, *([False] * len(_key(changes.rows)))],
-            nulls_last=True,
-        )  # fmt: skip
-        flipped = int(changed["flipped"].sum())
-        flips = _turns(changed.filter("flipped").head(LISTED), "a", "b")
-        largest = _turns(changed.head(LISTED), "a", "b")
+        changes = _changes(diff(reader.store.url, a, b, iteration=chosen, largest=0))
     try:
         configs = [stored_config(record) for record in records]
         settings = [(key, str(old), str(new)) for key, (old, new) in changed_keys(*configs).items()]
@@ -142,10 +139,7 @@ def compared_runs(reader: Reader, a: str, b: str, iteration: int | None) -> Runs
         common=common,
         settings=settings,
         charts=run_charts(frames) if a != b else run_charts({a: frames[a]}),
-        parts=parts,
-        flips=flips,
-        largest=largest,
-        flipped=flipped,
+        changes=changes,
         note=note,
     )
 
@@ -189,7 +183,7 @@ def compared_estimators(
         charts=_credit_charts(compared.credit, [a] if a == b else [a, b]),
         same_sign=None if a == b else agreement(compared.credit, [(a, b)])["same_sign"][0],
         flipped=len(flips),
-        flips=_turns(flips.head(LISTED), "a", "b"),
+        flips=_turns(flips.head(LISTED)),
     )
 
 
@@ -213,19 +207,36 @@ def _credit_charts(credit: pl.DataFrame, names: Sequence[str]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
+def _changes(changes: Diff) -> Changes:
+    key = _key(changes.rows)
+    changed = changes.rows.filter("changed").sort(
+        pl.col("difference").abs(),
+        *key,
+        descending=[True, *([False] * len(key))],
+        nulls_last=True,
+    )
+    flips = changed.filter("flipped")
+    return Changes(
+        parts=[_part(row) for row in changes.summary.iter_rows(named=True)],
+        flipped=len(flips),
+        flips=_turns(flips.head(LISTED)),
+        largest=_turns(changed.head(LISTED)),
+    )
+
+
 def _key(frame: pl.DataFrame) -> list[str]:
     return [name for name in KEY if name in frame.columns]
 
 
-def _turns(rows: pl.DataFrame, a: str, b: str) -> list[ChangedTurn]:
+def _turns(rows: pl.DataFrame) -> list[ChangedTurn]:
     return [
         ChangedTurn(
             iteration=row["iteration"],
             task=row["task_id"],
             sample=row["sample_index"],
             turn=row["turn_index"],
-            a=row[a],
-            b=row[b],
+            a=row["a"],
+            b=row["b"],
             flipped=row["flipped"],
             outcome=" → ".join(
                 dict.fromkeys(o for o in (row["outcome_a"], row["outcome_b"]) if o is not None)

@@ -132,7 +132,7 @@ def conversation(reader: Reader, key: Key) -> Conversation:
         notes.append("Imported: there are no tokens and no log-probabilities.")
     else:
         file = reader.tokenizer_file(key.run, key.iteration)
-        tokenizer = None if file is None else _tokenizer(file)
+        tokenizer = None if file is None else _tokenizer(*file)
         if tokenizer is None:
             notes.append("No policy of the run is kept, so tokens are told by their ids.")
     if record.imported_from is None and key.split == "train" and not credit:
@@ -174,7 +174,8 @@ def spelled(tokenizer: "Tokenizer", ids: Sequence[int]) -> Iterator[str]:
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(file: Path) -> "Tokenizer":
+def _tokenizer(file: Path, digest: str) -> "Tokenizer":
+    """Opens a tokenizer once, as large ones take their time; the digest tells a replaced file."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(file))

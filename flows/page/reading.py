@@ -63,8 +63,8 @@ class Reader:
             return "none"
         return "released" if manifest.released else "kept"
 
-    def tokenizer_file(self, run: str, iteration: int) -> Path | None:
-        """Returns the tokenizer of a policy of the run; null where none is kept.
+    def tokenizer_file(self, run: str, iteration: int) -> tuple[Path, str] | None:
+        """Returns file and digest of the tokenizer of the run; null where no policy is kept.
 
         All policies of a run have the same one. Nothing else of a policy is read, for its weights
         may be large.
@@ -83,7 +83,7 @@ class Reader:
             if file is not None:
                 uri = f"{slot.uri}/{POLICY_FOLDER}/{TOKENIZER_FILE}"
                 ref = Ref(uri=uri, name="tokenizer", digest=file.digest, content=file.digest)
-                return self.store.path(ref)
+                return self.store.path(ref), file.digest
         return None
 
 
