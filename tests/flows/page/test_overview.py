@@ -1,14 +1,16 @@
 """Figures of a run by iteration, against plain loops over its tables."""
 
+from pathlib import Path
 from statistics import mean, stdev
 
 import polars as pl
 import pytest
-from page_runs import BRANCH, EMPTY, FAILED, IMPORTED, RUN
+from page_runs import BRANCH, EMPTY, FAILED, IMPORTED, RUN, make_store
 
+from flows.page.conversation import Key, conversation
 from flows.page.overview import RunView, run_list, run_view
 from flows.page.reading import Reader
-from storage import Store, open_table
+from storage import Slot, Store, open_table
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +80,23 @@ def test_branches_are_told_with_their_parent(view: RunView, reader: Reader) -> N
 )
 def test_what_is_missing_is_told(reader: Reader, run: str, says: str) -> None:
     assert any(note.startswith(says) for note in run_view(reader, run).notes)
+
+
+def test_a_run_in_progress_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    record = store.run_record(RUN).model_copy(update={"status": "running", "iterations_done": 1})
+    store.save_run(record)
+    with store.lock_run(RUN):
+        view = run_view(Reader(store), RUN)
+    assert view.record.status == "running"
+    assert any(note.startswith("The run is in progress") for note in view.notes)
+    assert len(view.iterations) == 3
+
+
+def test_a_released_policy_is_told_and_its_trajectories_are_shown(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    reader = Reader(store)
+    store.release_policy(Slot(run=RUN, iteration=0, split="train", stage="cold_start"))
+    assert run_view(reader, RUN).iterations[0].policy == "released"
+    shown = conversation(reader, Key(RUN, 1, "train", "sum", 0))
+    assert shown.turns[0].tokens[0].text == "[0]"
