@@ -11,7 +11,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PIP = $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 VLLM_INSTALLED = $(VLLM_VENV)/.installed
 
-.PHONY: help quickstart vllm test soak check format bench clean
+.PHONY: help quickstart vllm browser test soak check format bench clean
 
 help:  ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,11 @@ $(VLLM_INSTALLED): constraints-vllm.txt
 	@touch $@
 
 vllm: $(VLLM_INSTALLED)  ## Sets up the environment of the vLLM server for CPUs
+
+browser:  ## Installs Chromium for the tests of the pages, where there is none and this is root on Debian
+	@test -x /usr/bin/chromium || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core; } \
+		|| echo "no Chromium: install the package chromium, or the tests of the pages skip what needs it"
 
 test: $(INSTALLED)  ## Sets up and runs the everyday tests
 	$(VENV)/bin/python -m pytest -m "not soak" -n 2 --dist loadfile
@@ -65,6 +70,7 @@ bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
 	$(VENV)/bin/python -m benchmarks.optimisation
 	$(VENV)/bin/python -m benchmarks.optimisation --memory
 	$(VENV)/bin/python -m benchmarks.processes
+	$(VENV)/bin/python -m benchmarks.page
 
 clean:  ## Removes the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -15,6 +15,7 @@ from flows import (
     cli_import,
     cli_inspect,
     cli_ledger,
+    cli_page,
     cli_rerun,
     cli_timeline,
     cli_train,
@@ -52,6 +53,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_timeline.timeline,
         cli_ledger.lineage,
     ),
+    "Looking": (cli_page.page, cli_page.report),
     "Store": (cli_ledger.drop, cli_ledger.gc, cli_ledger.export, cli_ledger.import_run),
 }
 NAMES: dict[Callable[..., None], str] = {cli_ledger.import_run: "import"}

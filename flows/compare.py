@@ -101,13 +101,16 @@ def diff(
     """
     column = _checked_column(table, column)
     place = split or usual_split(table)
-    frames = [open_table(store, run, table, split=place, verify=True) for run in (a, b)]
     in_a, in_b = (table_iterations(store, run, table, split=place) for run in (a, b))
     if iteration is not None:
         for run, has in ((a, in_a), (b, in_b)):
-            if iteration not in has:
+            if has and iteration not in has:
                 raise StoreError(f"run {run} has no {table} of iteration {iteration}")
         in_a = in_b = {iteration}
+    frames = [
+        open_table(store, run, table, split=place, iteration=iteration, verify=True)
+        for run in (a, b)
+    ]
     common = sorted(in_a & in_b)
     if not common:
         raise StoreError(
@@ -119,7 +122,7 @@ def diff(
         sides = [
             Side(
                 rows=frame.filter(compared).select(*key, *names),
-                trajectories=_outcomes(store, run, place, key, compared),
+                trajectories=_outcomes(store, run, place, iteration, key, compared),
             )
             for run, frame in zip((a, b), frames, strict=True)
         ]
@@ -127,7 +130,7 @@ def diff(
     top = largest_changes(rows, largest)
     for letter, run in (("a", a), ("b", b)):
         with scan_errors(f"turns of {run}"):
-            top = _with_text(top, f"text_{letter}", store, run, place)
+            top = _with_text(top, f"text_{letter}", store, run, place, iteration)
     return Diff(
         a=a,
         b=b,
@@ -187,28 +190,38 @@ def _columns_of(table: str, column: str | None) -> list[str]:
 
 
 def _outcomes(
-    store: str | Path, run: str, split: str, key: list[str], compared: pl.Expr
+    store: str | Path,
+    run: str,
+    split: str,
+    iteration: int | None,
+    key: list[str],
+    compared: pl.Expr,
 ) -> pl.LazyFrame | None:
     """Returns outcomes of trajectories where the run has rewards or an evaluation."""
     if split == "evaluation":
-        samples = _open_if_there(store, run, "evaluations", split)
+        samples = _open_if_there(store, run, "evaluations", split, iteration)
         if samples is None:
             return None
         of_sample = [name for name in key if name != "turn_index"]
         outcome = outcome_name(pl.col("correct").cast(pl.Float64))
         return samples.filter(compared).select(*of_sample, outcome=outcome, turns="turns")
     for table in ("turn_rewards", "shaped_rewards"):
-        rewards = _open_if_there(store, run, table, split)
+        rewards = _open_if_there(store, run, table, split, iteration)
         if rewards is not None:
             return trajectory_outcomes(rewards.filter(compared).select(*key, "outcome"))
     return None
 
 
 def _with_text(
-    rows: pl.DataFrame, name: str, store: str | Path, run: str, split: str
+    rows: pl.DataFrame,
+    name: str,
+    store: str | Path,
+    run: str,
+    split: str,
+    iteration: int | None,
 ) -> pl.DataFrame:
     """Adds what a run's policy wrote in a few turns, reading the texts of no other task."""
-    turns = None if rows.is_empty() else _open_if_there(store, run, "turns", split)
+    turns = None if rows.is_empty() else _open_if_there(store, run, "turns", split, iteration)
     if turns is None:
         return rows.with_columns(pl.lit(None, pl.String).alias(name))
     key = [part for part in KEY if part in rows.columns and part != "benchmark"]
@@ -226,8 +239,10 @@ def _with_text(
     return rows.join(texts, on=key, how="left", maintain_order="left")
 
 
-def _open_if_there(store: str | Path, run: str, table: str, split: str) -> pl.LazyFrame | None:
+def _open_if_there(
+    store: str | Path, run: str, table: str, split: str, iteration: int | None
+) -> pl.LazyFrame | None:
     try:
-        return open_table(store, run, table, split=split, verify=True)
+        return open_table(store, run, table, split=split, iteration=iteration, verify=True)
     except MissingTableError:
         return None

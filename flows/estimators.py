@@ -83,7 +83,7 @@ def estimators_of(store: str | Path, run: str, *, iteration: int | None = None) 
         raise StoreError(f"run {run} has no shaped_rewards{at}")
     config = stored_config(Store.open(store).run_record(run))
     settings = estimators_side_by_side(config.advantages)
-    rows = open_table(store, run, "shaped_rewards", verify=True)
+    rows = open_table(store, run, "shaped_rewards", iteration=iteration, verify=True)
     with scan_errors(f"shaped_rewards of {run}"):
         stored_rows = rows.filter(pl.col("iteration").is_in(chosen)).collect()
     left_out = {}

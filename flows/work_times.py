@@ -1,5 +1,6 @@
 """When rollouts had the engine and when they ran code: measured, read back, drawn."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -9,7 +10,7 @@ import polars as pl
 
 from schemas.errors import StoreError
 from schemas.tables import WorkTimes
-from storage import open_table
+from storage import MissingTableError, open_table
 
 WORK = ("generation", "execution")
 
@@ -71,16 +72,14 @@ def work_times(
         StoreError: If the run has no such rollout, or an older version made it, which measured
             nothing.
     """
-    parts = [
-        open_table(store, run, f"{work}_times", split=split)
-        .filter(pl.col("iteration") == iteration)
-        .with_columns(work=pl.lit(work))
-        .collect()
-        for work in WORK
-    ]
-    times = pl.concat(parts, how="diagonal").sort("began_at")
-    if times.is_empty():
+    parts = []
+    for work in WORK:
+        with suppress(MissingTableError):
+            rows = open_table(store, run, f"{work}_times", split=split, iteration=iteration)
+            parts.append(rows.with_columns(work=pl.lit(work)).collect())
+    if not any(len(part) for part in parts):
         raise StoreError(f"run {run} has no times of a rollout of iteration {iteration}")
+    times = pl.concat(parts, how="diagonal").sort("began_at")
     first = times["began_at"].min()
     return times.with_columns(
         begin_s=(pl.col("began_at") - first).dt.total_microseconds() / 1e6,

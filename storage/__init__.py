@@ -9,7 +9,7 @@ from storage.found import Found
 from storage.layout import Slot
 from storage.problems import LoadedProblems, load_problems
 from storage.runs import RunParent, RunRecord
-from storage.scans import MissingTableError, open_table, scan_errors, table_iterations
+from storage.scans import MissingTableError, RunTables, open_table, scan_errors, table_iterations
 from storage.store import Store
 from storage.verification import Verify
 
@@ -20,6 +20,7 @@ __all__ = [
     "MissingTableError",
     "RunParent",
     "RunRecord",
+    "RunTables",
     "Slot",
     "Store",
     "Verify",

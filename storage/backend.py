@@ -169,12 +169,13 @@ class Backend(Protocol):
         """Returns the names of all runs of which there is anything, sorted."""
         ...
 
-    def slots(self, run: str, table: str | None = None) -> list[str]:
+    def slots(self, run: str, table: str | None = None, iteration: int | None = None) -> list[str]:
         """Returns the slots of a run that hold something, sorted.
 
         Args:
             run: Name of the run.
             table: Leaves out slots that are known not to hold this table.
+            iteration: The only iteration to look at; null for all.
         """
         ...
 

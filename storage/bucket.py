@@ -34,9 +34,9 @@ from storage.layout import (
     dropped_record_uri,
     incomplete_uri,
     index_uri,
+    iteration_uri,
     lease_uri,
     record_uri,
-    run_uri,
     runs_among,
 )
 from storage.manifests import Inspection, Manifest, parsed, written
@@ -192,9 +192,9 @@ class Bucket:
         """Returns the names of all runs of which there is anything, sorted."""
         return runs_among(self._objects.names())
 
-    def slots(self, run: str, table: str | None = None) -> list[str]:
+    def slots(self, run: str, table: str | None = None, iteration: int | None = None) -> list[str]:
         """Returns the slots of a run, sorted; only their manifests tell which tables they hold."""
-        keys = self._objects.keys(run_uri(run))
+        keys = self._objects.keys(iteration_uri(run, iteration))
         end = f"/{MANIFEST_FILE}"
         return sorted(key.removesuffix(end) for key in keys if key.endswith(end))
 

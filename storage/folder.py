@@ -35,6 +35,7 @@ from storage.layout import (
     Slot,
     check_run_name,
     incomplete_uri,
+    iteration_uri,
     runs_among,
 )
 from storage.manifests import (
@@ -175,12 +176,12 @@ class Folder:
         """Returns the names of all runs that have a folder, sorted."""
         return self.layout.run_names()
 
-    def slots(self, run: str, table: str | None = None) -> list[str]:
+    def slots(self, run: str, table: str | None = None, iteration: int | None = None) -> list[str]:
         """Returns the slots of a run that have a manifest or a file of a table, sorted.
 
         A result that lost one of them is damaged, not gone.
         """
-        folder = self.layout.run_folder(run)
+        folder = self.layout.resolve(iteration_uri(run, iteration))
         wanted = {f"{name}.parquet" for name in (TABLES if table is None else (table,))}
         found = []
         if folder.exists():

@@ -113,6 +113,15 @@ def run_uri(run: str) -> str:
     return f"run={check_run_name(run)}"
 
 
+def iteration_uri(run: str, iteration: int | None) -> str:
+    """Returns what the results of one iteration of a run are below; of a whole run without one.
+
+    Raises:
+        StoreError: If the name of the run cannot be used.
+    """
+    return run_uri(run) if iteration is None else f"{run_uri(run)}/iteration={iteration:04d}"
+
+
 def lease_uri(run: str) -> str:
     """Returns where a bucket tells who trains a run."""
     return f"{run_uri(run)}/lease.json"
@@ -150,8 +159,7 @@ class Slot(BaseModel):
     def uri(self) -> str:
         """Folder of the slot relative to the store, with `/` between the parts."""
         parts = [
-            run_uri(self.run),
-            f"iteration={self.iteration:04d}",
+            iteration_uri(self.run, self.iteration),
             f"split={self.split}",
             f"stage={self.stage}",
         ]

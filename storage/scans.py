@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -19,6 +20,110 @@ class MissingTableError(StoreError):
     """A run that is there has no files of a table that it could have."""
 
 
+@dataclass(frozen=True, slots=True)
+class RunTables:
+    """The tables of a run from one look at its manifests, for those who open several.
+
+    Example:
+        >>> tables = RunTables.of("store", "demo")
+        >>> turns, credit = tables.open("turns"), tables.open("advantages")
+    """
+
+    run: str
+    """Name of the run."""
+    iteration: int | None
+    """The only iteration that was looked at; null for all."""
+    backend: Backend
+    """Where the store keeps its bytes."""
+    found: Sequence[tuple[str, Manifest | None]]
+    """Uri and manifest of every slot; null for a manifest that cannot be used."""
+
+    @classmethod
+    def of(
+        cls, store: str | Path, run: str, *, table: str | None = None, iteration: int | None = None
+    ) -> "RunTables":
+        """Looks at the manifests of a run.
+
+        Args:
+            store: Folder of the store, or `s3://bucket/prefix`.
+            run: Name of the run.
+            table: The only table that is asked for, so that damage elsewhere does not matter; null
+                for any.
+            iteration: The only iteration to look at; null for all.
+
+        Raises:
+            StoreError: If store or run do not exist, or cannot be read.
+        """
+        backend = Store.open(store).backend
+        with backend.errors("read", run_uri(run)):
+            known = backend.runs()
+            if run not in known:
+                raise StoreError(
+                    f"run {run} is not in {backend.url}; known runs: {', '.join(known) or 'none'}"
+                )
+            uris = backend.slots(run, table, iteration)
+            manifests = [here.manifest for here in backend.inspect_all(uris)]
+        return cls(run, iteration, backend, list(zip(uris, manifests, strict=True)))
+
+    def open(
+        self, table: str, *, split: str = "train", stage: str | None = None, verify: bool = False
+    ) -> pl.LazyFrame:
+        """Opens a table; arguments, rows and errors are those of `open_table`."""
+        columns = pl.Schema(known_table(table).schema).names()
+        found = self._results(table, split)
+        if not found:
+            self._refuse_unknown_split(split)
+        by_stage = {manifest.slot.stage for _, manifest in found}
+        chosen = [(uri, m) for uri, m in found if stage is None or m.slot.stage == stage]
+        if not chosen:
+            at = f" of iteration {self.iteration}" if self.iteration is not None else ""
+            made_by = f" by stage {stage}" if stage is not None else ""
+            raise MissingTableError(
+                f"run {self.run} has no table {table}{at} of split {split}{made_by} yet"
+            )
+        if stage is None and len(by_stage) > 1:
+            raise StoreError(
+                f"table {table} was made by stages {', '.join(sorted(by_stage))}: name one"
+            )
+        for uri, manifest in chosen:
+            check_version(table, manifest.tables[table].schema_version, f"{uri}/{table}.parquet")
+        if verify:
+            sources = [str(self.backend.fetch(m.output(uri).tables[table])) for uri, m in chosen]
+            opened = _scan(self.run, table, chosen, sources, None)
+        else:
+            with self.backend.errors("read", run_uri(self.run)):
+                sources = self.backend.sources(table, chosen)
+            opened = _scan(self.run, table, chosen, sources, self.backend.scan_options)
+        return opened.select("run", "iteration", *columns)
+
+    def _refuse_unknown_split(self, split: str) -> None:
+        with self.backend.errors("read", run_uri(self.run)):
+            uris = self.backend.slots(self.run)
+        known = {uri.partition("/split=")[2].partition("/")[0] for uri in uris} - {*SPLITS}
+        if split not in (*SPLITS, *known):
+            told = ", ".join((*SPLITS, *sorted(known)))
+            raise StoreError(f"split {split} is unknown; known splits: {told}")
+
+    def iterations(self, table: str, *, split: str = "train") -> set[int]:
+        """Returns the iterations that have a table, be it an empty one."""
+        return {manifest.slot.iteration for _, manifest in self._results(table, split)}
+
+    def _results(self, table: str, split: str) -> list[tuple[str, Manifest]]:
+        """Returns slot uri and manifest of every result that holds the table."""
+        found = []
+        for uri, manifest in self.found:
+            if f"/split={split}/" not in uri:
+                continue
+            if manifest is None:
+                # It may hold the table: to leave it out would drop rows silently.
+                raise StoreError(
+                    f"no usable manifest in {self.backend.address(uri)}: run its stage again"
+                )
+            if table in manifest.tables:
+                found.append((uri, manifest))
+        return found
+
+
 def open_table(
     store: str | Path,
     run: str,
@@ -26,6 +131,7 @@ def open_table(
     *,
     split: str = "train",
     stage: str | None = None,
+    iteration: int | None = None,
     verify: bool = False,
 ) -> pl.LazyFrame:
     """Opens a table of a run, all iterations, shards and turns of it, for lazy reading.
@@ -40,6 +146,7 @@ def open_table(
         table: Name of the table, such as `advantages`.
         split: `train`, `evaluation`, or the name of a benchmark.
         stage: Stage that made the table; found by itself where only one did.
+        iteration: The only iteration; files of others are not looked at. Null for all.
         verify: Whether to read every byte of the files now, to see that they are as they were
             stored; otherwise only their presence and size are looked at.
 
@@ -53,31 +160,9 @@ def open_table(
             missing or damaged, a newer version wrote it, or an older one from which no upgrade
             leads on.
     """
-    columns = pl.Schema(known_table(table).schema).names()
-    backend = Store.open(store).backend
-    with backend.errors("read", run_uri(run)):
-        found = _results(backend, run, table, split)
-        if not found:
-            _refuse_unknown_split(backend, run, split)
-    by_stage = {manifest.slot.stage for _, manifest in found}
-    chosen = [(uri, m) for uri, m in found if stage is None or m.slot.stage == stage]
-    if not chosen:
-        made_by = f" by stage {stage}" if stage is not None else ""
-        message = f"run {run} has no table {table} of split {split}{made_by} yet"
-        raise MissingTableError(message)
-    if stage is None and len(by_stage) > 1:
-        raise StoreError(
-            f"table {table} was made by stages {', '.join(sorted(by_stage))}: name one"
-        )
-    for uri, manifest in chosen:
-        check_version(table, manifest.tables[table].schema_version, f"{uri}/{table}.parquet")
-    if verify:
-        sources = [str(backend.fetch(m.output(uri).tables[table])) for uri, m in chosen]
-        return _scan(run, table, chosen, sources, None).select("run", "iteration", *columns)
-    with backend.errors("read", run_uri(run)):
-        sources = backend.sources(table, chosen)
-    opened = _scan(run, table, chosen, sources, backend.scan_options)
-    return opened.select("run", "iteration", *columns)
+    known_table(table)
+    tables = RunTables.of(store, run, table=table, iteration=iteration)
+    return tables.open(table, split=split, stage=stage, verify=verify)
 
 
 @contextmanager
@@ -113,35 +198,7 @@ def table_iterations(store: str | Path, run: str, table: str, *, split: str = "t
     Raises:
         StoreError: As `open_table`.
     """
-    backend = Store.open(store).backend
-    with backend.errors("read", run_uri(run)):
-        return {m.slot.iteration for _, m in _results(backend, run, table, split)}
-
-
-def _refuse_unknown_split(backend: Backend, run: str, split: str) -> None:
-    known = {uri.partition("/split=")[2].partition("/")[0] for uri in backend.slots(run)}
-    known -= {*SPLITS}
-    if split not in (*SPLITS, *known):
-        told = ", ".join((*SPLITS, *sorted(known)))
-        raise StoreError(f"split {split} is unknown; known splits: {told}")
-
-
-def _results(backend: Backend, run: str, table: str, split: str) -> list[tuple[str, Manifest]]:
-    """Returns slot uri and manifest of every result of a run that holds the table."""
-    known = backend.runs()
-    if run not in known:
-        raise StoreError(
-            f"run {run} is not in {backend.url}; known runs: {', '.join(known) or 'none'}"
-        )
-    uris = [uri for uri in backend.slots(run, table) if f"/split={split}/" in uri]
-    found = []
-    for uri, here in zip(uris, backend.inspect_all(uris), strict=True):
-        if here.manifest is None:
-            # It may hold the table: to leave it out would drop rows silently.
-            raise StoreError(f"no usable manifest in {backend.address(uri)}: run its stage again")
-        if table in here.manifest.tables:
-            found.append((uri, here.manifest))
-    return found
+    return RunTables.of(store, run, table=table).iterations(table, split=split)
 
 
 def _scan(

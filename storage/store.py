@@ -283,20 +283,23 @@ class Store:
             raise self._damaged(slot, here.problem)
         return here.manifest
 
-    def results(self, run: str | None = None) -> Iterator[tuple[str, Manifest]]:
+    def results(
+        self, run: str | None = None, iteration: int | None = None
+    ) -> Iterator[tuple[str, Manifest]]:
         """Yields slot uri and manifest of every result, without verifying its files.
 
         Slots with a damaged manifest are left out.
 
         Args:
             run: Name of a run; null for all of them.
+            iteration: The only iteration; null for all.
 
         Raises:
             StoreError: If the store cannot be read.
         """
         with self._backend.errors("read", ""):
             for name in [run] if run is not None else self._backend.runs():
-                uris = self._backend.slots(name)
+                uris = self._backend.slots(name, iteration=iteration)
                 for uri, here in zip(uris, self._backend.inspect_all(uris), strict=True):
                     if here.manifest is not None:
                         yield uri, here.manifest

@@ -21,7 +21,7 @@ import storage
 from schemas.errors import StoreError
 from schemas.refs import StageOutput
 from schemas.tables import TABLES
-from storage import Store
+from storage import MissingTableError, Store
 
 Put = Callable[..., StageOutput]
 
@@ -194,3 +194,50 @@ def test_an_empty_table_has_its_iteration(store: Store) -> None:
         parents=[],
     )
     assert storage.table_iterations(store.url, "demo", "turns") == {0, 1, 7}
+
+
+@on_both
+def test_open_table_of_an_iteration_has_its_rows_alone(store: Store) -> None:
+    put_run(store)
+    whole = storage.open_table(store.url, "demo", "turns").collect()
+    for iteration in range(2):
+        part = storage.open_table(store.url, "demo", "turns", iteration=iteration).collect()
+        assert_frame_equal(part, whole.filter(iteration=iteration))
+
+
+@on_both
+def test_damage_of_another_iteration_does_not_matter(store: Store) -> None:
+    put_run(store)
+    spoil_manifest(store, bit_flipped, slot("rollout", iteration=0, shard=0, turn=0))
+    opened = storage.open_table(store.url, "demo", "turns", iteration=1)
+    assert opened.collect().height == 4
+    with pytest.raises(StoreError, match="no usable manifest"):
+        storage.open_table(store.url, "demo", "turns")
+
+
+@on_both
+def test_open_table_names_the_iteration_without_a_table(store: Store) -> None:
+    put_run(store)
+    with pytest.raises(MissingTableError, match="run demo has no table turns of iteration 7 of"):
+        storage.open_table(store.url, "demo", "turns", iteration=7)
+
+
+@on_both
+def test_tables_from_one_look_are_those_opened_alone(store: Store) -> None:
+    put_run(store)
+    tables = storage.RunTables.of(store.url, "demo")
+    for table, split in (("turns", "train"), ("updates", "train"), ("turns", "evaluation")):
+        alone = storage.open_table(store.url, "demo", table, split=split)
+        assert_frame_equal(tables.open(table, split=split).collect(), alone.collect())
+        assert tables.iterations(table, split=split) == storage.table_iterations(
+            store.url, "demo", table, split=split
+        )
+
+
+@on_both
+def test_results_of_an_iteration_are_a_part_of_all(store: Store) -> None:
+    put_run(store)
+    whole = {uri for uri, _ in store.results("demo")}
+    parts = [{uri for uri, _ in store.results("demo", iteration)} for iteration in range(2)]
+    assert parts[0] | parts[1] == whole
+    assert not parts[0] & parts[1]
