@@ -131,6 +131,7 @@ def look_up(run: StageRun) -> Found:
                 kind="reused",
                 reason=found.reason,
                 seconds=seconds,
+                computed_s=found.seconds,
                 output=found.output,
             )
         )
@@ -168,7 +169,16 @@ def compute_and_keep(run: StageRun, reason: str, *, replace: bool = False) -> St
         parents=list(run.inputs.values()),
         replace=replace,
     )
-    tell(StageEvent(slot=run.slot, kind="computed", reason=reason, seconds=seconds, output=output))
+    tell(
+        StageEvent(
+            slot=run.slot,
+            kind="computed",
+            reason=reason,
+            seconds=seconds,
+            computed_s=seconds,
+            output=output,
+        )
+    )
     return output
 
 
