@@ -15,6 +15,7 @@ from flows import (
     cli_inspect,
     cli_ledger,
     cli_rerun,
+    cli_runs,
     cli_timeline,
     cli_train,
 )
@@ -41,8 +42,8 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_rerun.evaluate,
         cli_import.import_trajectories,
     ),
+    "Runs": (cli_runs.runs, cli_runs.watch),
     "Tables": (
-        cli_inspect.runs,
         cli_inspect.show,
         cli_inspect.diff,
         cli_estimators.compare_estimators,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from flows.events import StageEvent
 from flows.pace import Pace
-from storage import Slot, Store
+from storage import Slot
 
 REFRESHES_PER_S = 2
 """Enough for seconds to count, and calm to look at."""
@@ -117,9 +117,7 @@ def shown(console: Console, progress: Progress) -> Iterator[None]:
     if not console.is_terminal or console.is_dumb_terminal:
         yield
         return
-    with Live(
-        progress, console=console, refresh_per_second=REFRESHES_PER_S, transient=True
-    ):
+    with Live(progress, console=console, refresh_per_second=REFRESHES_PER_S, transient=True):
         yield
 
 
