@@ -42,7 +42,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_rerun.evaluate,
         cli_import.import_trajectories,
     ),
-    "Runs": (cli_runs.runs, cli_runs.watch),
+    "Runs": (cli_runs.runs, cli_runs.watch, cli_runs.publish),
     "Tables": (
         cli_inspect.show,
         cli_inspect.diff,

@@ -1,4 +1,4 @@
-"""Commands that say how runs stand: runs, watch."""
+"""Commands that tell of runs to persons and to other systems: runs, watch, publish."""
 
 import json
 import shutil
@@ -77,6 +77,37 @@ def watch(
             typer.echo(f"run {record.name} was interrupted", err=True)
             raise typer.Exit(130)
         told.say(f"run {record.name} is finished")
+
+
+def publish(
+    to: Annotated[
+        str,
+        typer.Option("--to", help="Where to: tensorboard:FOLDER, mlflow:URI or wandb:PROJECT."),
+    ],
+    run: Annotated[
+        str | None, typer.Argument(help="Name of the run; left out, the one that changed last.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    follow: Annotated[bool, typer.Option("--follow", help="Goes on until the run ends.")] = False,
+) -> None:
+    """Adds the figures of a run to TensorBoard, MLflow or W&B, through their own clients.
+
+    Figures are the columns of the table updates, by optimiser step, and what rollouts and
+    evaluations came to, by iteration. What is there already is not added again, so the command
+    may be repeated, after a training or beside it. The settings of the run go with them.
+
+    Example: turnledger publish nightly --to mlflow:http://mlflow.example:5000 --follow
+    """
+    from flows.publishing import publish as publish_run
+    from storage import Store
+
+    opened = Store.open(store)
+    name = run or chosen_run(opened, None)
+    try:
+        done = publish_run(opened, name, to, until_end=follow)
+    except KeyboardInterrupt as error:
+        raise typer.Exit(130) from error
+    typer.echo(f"{done.added} figures of run {name} added to {to}, {done.known} were there")
 
 
 def _followed(store: "Store", run: str, told: "Reporter") -> "RunRecord":
