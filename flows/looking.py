@@ -52,7 +52,9 @@ def credited_turns(
     turns = (
         open_table(store, run, "turns")
         .filter(wanted)
-        .select(*KEY, "text", "code", "answer", tokens=pl.col("token_ids").list.len().cast(pl.Int64))
+        .select(
+            *KEY, "text", "code", "answer", tokens=pl.col("token_ids").list.len().cast(pl.Int64)
+        )
         .collect()
         .with_columns(turns=pl.len().over(TRAJECTORY).cast(pl.Int64))
     )

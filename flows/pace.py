@@ -112,7 +112,7 @@ class Pace:
         self._seconds: dict[Kind, deque[float]] = {}
         self._spans: deque[Span] = deque(maxlen=SPANS)
         self._sampled: deque[TableRef] = deque(maxlen=SAMPLED)
-        self._last = datetime.now(UTC)
+        self._last: datetime | None = None
 
     @property
     def share_done(self) -> float | None:
@@ -138,7 +138,7 @@ class Pace:
         if is_expected and slot not in self._done and self._to_come[kind] > 0:
             self._done.add(slot)
             self._to_come[kind] -= 1
-        self._last = max(self._last, event.at)
+        self._last = event.at if self._last is None else max(self._last, event.at)
 
     def left_s(self, now: datetime | None = None) -> float | None:
         """Estimates the seconds until the work is done; null while too little is known for that.
@@ -147,7 +147,7 @@ class Pace:
             now: The moment that it is asked for; now, if left out.
         """
         sum_s = sum(end - begin for begin, end in self._spans)
-        if not self._work or sum_s <= 0:
+        if not self._work or sum_s <= 0 or self._last is None:
             return None
         left = 0.0
         for kind, count in self._to_come.items():
