@@ -124,7 +124,7 @@ def test_a_run_that_is_not_there_yet_is_waited_for(empty: Store) -> None:
 
 def test_a_run_that_vanishes_is_told(empty: Store) -> None:
     process = hold(empty)
-    drop = at_look(2, lambda: (Path(empty.url) / "run=held" / "run.json").unlink())
+    drop = at_look(2, (Path(empty.url) / "run=held" / "run.json").unlink)
     with pytest.raises(StoreError, match="run held is not in"):
         follow(empty, "held", ignore, sleep=drop)
     process.communicate()
