@@ -62,7 +62,7 @@ def credited_turns(
         try:  # one table after the other: a plan of all would open all their files at once
             beside = open_table(store, run, table).filter(wanted).select(*KEY, *columns).collect()
         except MissingTableError:
-            kinds = TABLES[table].schema.to_polars_schema()
+            kinds = pl.Schema(TABLES[table].schema)
             nulls = [pl.lit(None, kinds[name]).alias(name) for name in columns]
             turns = turns.with_columns(nulls)
         else:

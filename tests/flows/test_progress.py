@@ -22,7 +22,7 @@ from flows.progress import Progress
 from storage import Slot
 
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-WORK = Counter({Kind("train", "rollout", turn): 2 for turn in range(3)})
+WORK = Counter({Kind("train", "rollout", 0): 6})
 
 
 def in_terminal(cli: Cli, columns: int, *arguments: str, **environment: str) -> tuple[int, str]:
