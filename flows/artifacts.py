@@ -26,7 +26,7 @@ class EventLog:
 
     def note(self, event: StageEvent) -> None:
         """Takes one event in; called from the threads of stage runs."""
-        if event.kind in ("computed", "reused"):
+        if event.is_done:
             self._events.append(event)
 
     def take(self, iteration: int) -> list[StageEvent]:

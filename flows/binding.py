@@ -135,6 +135,7 @@ def look_up(run: StageRun) -> Found:
                 kind="reused",
                 reason=found.reason,
                 seconds=seconds,
+                computed_s=found.seconds,
                 output=found.output,
             )
         )
@@ -172,7 +173,16 @@ def compute_and_keep(run: StageRun, reason: str, *, replace: bool = False) -> St
         parents=list(run.inputs.values()),
         replace=replace,
     )
-    tell(StageEvent(slot=run.slot, kind="computed", reason=reason, seconds=seconds, output=output))
+    tell(
+        StageEvent(
+            slot=run.slot,
+            kind="computed",
+            reason=reason,
+            seconds=seconds,
+            computed_s=seconds,
+            output=output,
+        )
+    )
     return output
 
 

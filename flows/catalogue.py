@@ -5,6 +5,7 @@ A stage is a pure function in `stages`; here stands what its fingerprint and its
 
 from dataclasses import dataclass
 
+from schemas.config import RunConfig
 from schemas.errors import ConfigError
 
 
@@ -139,6 +140,11 @@ ORDER = tuple(name for name, spec in STAGES.items() if spec.sections)
 def usual_split(table: str) -> str:
     """Returns where the table of a run usually is."""
     return "evaluation" if table == "evaluations" else "train"
+
+
+def is_evaluated(iteration: int, config: RunConfig) -> bool:
+    """Says whether the policy of an iteration is evaluated."""
+    return iteration % config.evaluation.every == 0 or iteration in (0, config.iterations)
 
 
 def check_stage(name: str) -> str:

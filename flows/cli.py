@@ -17,6 +17,7 @@ from flows import (
     cli_ledger,
     cli_page,
     cli_rerun,
+    cli_runs,
     cli_timeline,
     cli_train,
 )
@@ -44,8 +45,8 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_benchmark.benchmark,
         cli_import.import_trajectories,
     ),
+    "Runs": (cli_runs.runs, cli_runs.watch, cli_runs.publish),
     "Tables": (
-        cli_inspect.runs,
         cli_inspect.show,
         cli_inspect.diff,
         cli_estimators.compare_estimators,

@@ -114,6 +114,7 @@ def _benchmark(asked: _Asked) -> "BenchmarkReport":
     from flows.benchmark_report import benchmark_report, other_policy
     from flows.catalogue import Scope
     from flows.policies import stored_policy
+    from flows.reporters import TextReporter
     from flows.sessions import branch_config, branch_name, check_inputs, refuse_imported
     from storage import RunParent
 
@@ -127,12 +128,11 @@ def _benchmark(asked: _Asked) -> "BenchmarkReport":
     if asked.into == source:
         raise ConfigError(f"--into {asked.into} is the run itself: name another one")
     old, config = branch_config(store, source, Scope.of("evaluation"), asked.overrides)
-    parent, name = None, source
-    if config != old or asked.into is not None:
-        parent = RunParent(
-            run=source, iteration=iteration, stage="evaluation", overrides=asked.overrides
-        )
-        name = asked.into or branch_name(store, source, parent, config)
+    parent = RunParent(
+        run=source, iteration=iteration, stage="evaluation", overrides=asked.overrides
+    )
+    in_place = config == old and asked.into is None
+    name = source if in_place else asked.into or branch_name(store, source, parent, config)
     check_inputs(config, None, reads=(), shapes=False)
     typer.echo(f"benchmarks of {source}, iteration {iteration}, into {name}")
     graded: list[Graded] = []
@@ -146,7 +146,7 @@ def _benchmark(asked: _Asked) -> "BenchmarkReport":
             *(store.url, source, name, iteration), asked.sets, asked.samples, config
         )
 
-    in_session(store, name, config, parent, work, in_place=parent is None)
+    in_session(store, name, config, parent, work, TextReporter(), in_place=in_place)
     return benchmark_report(
         *(store, name, iteration, graded),
         grading_time_s=config.turn_rewards.grading_time_s,

@@ -30,40 +30,6 @@ EXCERPT_CHARS = 240
 """Most characters of a turn's text that are shown."""
 
 
-def runs(store: StoreOption = DEFAULT_STORE) -> None:
-    """Lists the runs of a store: state, iterations, and where a branch comes from.
-
-    Example: turnledger runs --store turnledger-store
-    """
-    from rich.table import Table
-
-    from storage import Store
-
-    opened = Store.open(store)
-    table = Table(box=None)
-    for column in ("run", "status", "iterations", "changed (UTC)", "branched from", "message"):
-        table.add_column(column, overflow="fold")
-    for record in opened.runs():
-        parent = record.parent
-        origin = f"file {record.imported_from}" if record.imported_from else ""
-        if parent is not None:
-            origin = f"{parent.run} {parent.iteration} {parent.stage}"
-        table.add_row(
-            record.name,
-            record.status,
-            f"{record.iterations_done} of {record.config.get('iterations', '?')}",
-            f"{record.updated_at:%Y-%m-%d %H:%M:%S}",
-            " ".join([origin, *(parent.overrides if parent else [])]),
-            record.message or "",
-        )
-    for name, problem in opened.damaged_runs().items():
-        table.add_row(name, "damaged", "", "", "", problem)
-    if table.row_count:
-        Console().print(table)
-    else:
-        typer.echo(f"no run in {store}")
-
-
 def show(
     table: Annotated[str, typer.Argument(help="Name of a table, such as turns or advantages.")],
     store: StoreOption = DEFAULT_STORE,

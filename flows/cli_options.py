@@ -54,6 +54,12 @@ OnlyOption = Annotated[
         help="The stage alone, or with all that depends on it in the iteration (the default).",
     ),
 ]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", help="Tells nothing but errors: the exit code says how it ended.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Tells what happens as JSON, one object a line.")
+]
 
 
 def read_config(path: Path | None, overrides: list[str] | None) -> "RunConfig":

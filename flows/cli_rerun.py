@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flows.cli_options import (
     DEFAULT_STORE,
     ConfigOption,
     IntoOption,
+    JsonOption,
     OnlyOption,
+    QuietOption,
     RunOption,
     SetOption,
     StoreOption,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from flows.binding import Place
     from flows.catalogue import Scope
+    from flows.reporters import Reporter
     from schemas.config import RunConfig
     from storage import RunParent, Store
 
@@ -55,6 +57,8 @@ def rerun(  # noqa: PLR0913, PLR0917, options of the command line
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Compute the stage even if its result is stored.")
     ] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Computes one stage of an iteration again, and what depends on it, into a branch.
 
@@ -64,7 +68,11 @@ def rerun(  # noqa: PLR0913, PLR0917, options of the command line
 
     Example: turnledger rerun turn_rewards --from-run first --iteration 3 --until advantages
     """
-    _rerun(_asked(stage, store, run, iteration, into, overrides, until, only), refresh=refresh)
+    from flows.reporters import reporter
+
+    with reporter(quiet=quiet, as_json=as_json) as told:
+        asked = _asked(stage, store, run, iteration, into, overrides, until, only)
+        _rerun(asked, told, refresh=refresh)
 
 
 def evaluate(
@@ -76,6 +84,8 @@ def evaluate(
     ] = None,
     into: IntoOption = None,
     overrides: SetOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Evaluates a stored policy and prints its accuracy.
 
@@ -83,12 +93,14 @@ def evaluate(
 
     Example: turnledger evaluate --run first --set samples=16 --set path=problems.jsonl
     """
+    from flows.reporters import reporter
     from storage import Store
 
-    if iteration is None:
-        opened = Store.open(store)
-        iteration = opened.run_record(chosen_run(opened, run)).iterations_done
-    _rerun(_asked("evaluation", store, run, iteration, into, overrides, None, None))
+    with reporter(quiet=quiet, as_json=as_json) as told:
+        if iteration is None:
+            opened = Store.open(store)
+            iteration = opened.run_record(chosen_run(opened, run)).iterations_done
+        _rerun(_asked("evaluation", store, run, iteration, into, overrides, None, None), told)
 
 
 def plan(  # noqa: PLR0913, PLR0917, options of the command line
@@ -266,7 +278,7 @@ def _parent(asked: _Rerun) -> "RunParent":
     )
 
 
-def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
+def _rerun(asked: _Rerun, told: "Reporter", *, refresh: bool = False) -> None:
     """Runs stages again into a branch and says what came of it."""
     from flows.binding import Place
     from flows.failed_branches import note_refused_branch
@@ -282,7 +294,7 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
             note_refused_branch(opened, name, asked.config, parent, error)
         raise
     doing = "evaluation of" if is_evaluation else f"rerun of {scope.first} in"
-    typer.echo(f"{doing} {source}, iteration {asked.iteration}, into {name}")
+    told.say(f"{doing} {source}, iteration {asked.iteration}, into {name}")
 
     changes: list[dict[str, Any]] = []
 
@@ -301,8 +313,8 @@ def _rerun(asked: _Rerun, *, refresh: bool = False) -> None:
         if scope.needs("optimisation") and not in_place:  # then the branch holds the policy
             note_iteration(old.model_copy(update={"run": name}))
 
-    in_session(opened, name, asked.config, parent, work, in_place=in_place)
-    _tell_rerun(asked, name, changes)
+    in_session(opened, name, asked.config, parent, work, told, in_place=in_place)
+    _tell_rerun(asked, name, changes, told)
 
 
 def _check(asked: _Rerun, old: "Place") -> None:
@@ -324,24 +336,26 @@ def _check(asked: _Rerun, old: "Place") -> None:
     )
 
 
-def _tell_rerun(asked: _Rerun, name: str, changes: list[dict[str, Any]]) -> None:
+def _tell_rerun(asked: _Rerun, name: str, changes: list[dict[str, Any]], told: "Reporter") -> None:
     """Says what a rerun changed, and where to look."""
     from flows.catalogue import STAGES
     from flows.report import accuracy_by_iteration, accuracy_table, changes_line
 
     url, scope = asked.store.url, asked.scope
     if scope.first == "evaluation":
-        Console().print(accuracy_table(accuracy_by_iteration(url, name)))
+        told.show(accuracy_table(accuracy_by_iteration(url, name)))
         return
     if changes:
-        typer.echo(changes_line(changes[0], asked.iteration))
-    typer.echo(f"before      {url}/run={asked.source}")
-    typer.echo(f"after       {url}/run={name}")
+        told.say(changes_line(changes[0], asked.iteration))
+        counts = {name: changes[0][name] for name in ("turns", "changed", "flips")}
+        told.facts("changes", {"iteration": asked.iteration, "source": asked.source, **counts})
+    told.say(f"before      {url}/run={asked.source}")
+    told.say(f"after       {url}/run={name}")
     is_credited = scope.computes("advantages")
     last = scope.last if scope.is_one_stage or scope.last != "evaluation" else "optimisation"
     table = "advantages" if is_credited else STAGES[last].tables[0]
     command = Path(sys.argv[0])
     place = f"--store {shlex.quote(url)}"
-    typer.echo(f"Look: {command} show {table} {place} --run {name}")
+    told.say(f"Look: {command} show {table} {place} --run {name}")
     if is_credited and changes:
-        typer.echo(f"Compare: {command} diff {asked.source} {name} {place}")
+        told.say(f"Compare: {command} diff {asked.source} {name} {place}")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from flows.cli_options import (
     DEFAULT_STORE,
     ConfigOption,
+    JsonOption,
+    QuietOption,
     SetOption,
     StoreOption,
     as_toml,
@@ -26,6 +27,7 @@ from schemas.errors import ConfigError
 if TYPE_CHECKING:
     import polars as pl
 
+    from flows.reporters import Reporter
     from schemas.config import RunConfig
     from storage import RunParent, Store
 
@@ -46,6 +48,8 @@ def train(
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Prints all settings as TOML and stops.")
     ] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Trains a run, or continues it after its last finished stage.
 
@@ -56,27 +60,41 @@ def train(
 
     Example: turnledger train --run first --set iterations=5 --set advantages.estimator=grpo
     """
-    settings = settings_of(_existing(store), run, config, overrides)
-    if show_config:
-        typer.echo(as_toml(settings))
-        return
-    _train(store, run, settings, _known_stages(refresh or []))
+    from flows.reporters import reporter
+
+    with reporter(quiet=quiet, as_json=as_json) as told:
+        settings = settings_of(_existing(store), run, config, overrides)
+        if show_config:
+            typer.echo(as_toml(settings))
+            return
+        _train(store, run, settings, _known_stages(refresh or []), told)
 
 
-def quickstart(store: StoreOption = DEFAULT_STORE, overrides: SetOption = None) -> None:
+def quickstart(
+    store: StoreOption = DEFAULT_STORE,
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Trains the embedded tiny policy from nothing, in a few minutes on two cores.
 
     Prints held-out accuracy by iteration as a table and draws it, then says what to try next.
     Run again, it finds everything stored.
     """
+    from flows.reporters import reporter
+
+    with reporter(quiet=quiet, as_json=as_json) as told:
+        _quickstart(store, overrides, told)
+
+
+def _quickstart(store: str, overrides: list[str] | None, told: "Reporter") -> None:
     started = time.perf_counter()
     settings = read_config(None, overrides)
-    accuracy, run = _train(store, None, settings, ())
+    accuracy, run = _train(store, None, settings, (), told)
     from flows.report import accuracy_table, draw_accuracy
     from storage.layout import PICTURE_FILE
 
-    console = Console()
-    console.print(accuracy_table(accuracy))
+    told.show(accuracy_table(accuracy))
     is_remote = "://" in store
     picture = Path(f"{run}.png") if is_remote else Path(store) / f"run={run}" / PICTURE_FILE
     draw_accuracy(accuracy, f"{run}: GTPO from the cold start", picture)
@@ -84,7 +102,7 @@ def quickstart(store: StoreOption = DEFAULT_STORE, overrides: SetOption = None) 
     command = Path(sys.argv[0])
     place = f"--store {shlex.quote(store)} --run {run}"
     read = f"storage.open_table('{store}', '{run}', 'turns').collect()"
-    typer.echo(
+    told.say(
         f"""picture     {picture}
 tables      {store}/run={run}/iteration=*/split=*/stage=*/
 Look at a table:
@@ -98,10 +116,10 @@ Open any table of the run in Polars:
 """
     )
     first, final = accuracy["avg_at_k"][0], accuracy["avg_at_k"][-1]
-    told = store if is_remote else Path(store).absolute()
-    typer.echo(
+    where = store if is_remote else Path(store).absolute()
+    told.say(
         f"quickstart: avg@{settings.evaluation.samples} {first:.2f} -> {final:.2f} "
-        f"in {time.perf_counter() - started:.0f} s, store {told}"
+        f"in {time.perf_counter() - started:.0f} s, store {where}"
     )
 
 
@@ -123,7 +141,11 @@ def _known_stages(stages: list[str]) -> tuple[str, ...]:
 
 
 def _train(
-    store: str, run: str | None, config: "RunConfig", refresh: tuple[str, ...]
+    store: str,
+    run: str | None,
+    config: "RunConfig",
+    refresh: tuple[str, ...],
+    told: "Reporter",
 ) -> "tuple[pl.DataFrame, str]":
     """Trains and returns the accuracy by iteration and the name of the run."""
     from flows.binding import Place
@@ -144,7 +166,7 @@ def _train(
         refuse_failed_branch(there, name)
     check_inputs(config, place)
     opened = Store.open(store, create=True)
-    typer.echo(f"{'run' if opened.has_run(name) else 'new run'} {name} in {store}")
+    told.say(f"{'run' if opened.has_run(name) else 'new run'} {name} in {store}")
 
     def work() -> None:
         from flows.sessions import has_prefect_server, start_prefect
@@ -159,7 +181,7 @@ def _train(
         start_prefect()
         train_flow(opened.url, name, config, refresh)
 
-    in_session(opened, name, config, None, work)
+    in_session(opened, name, config, None, work, told)
     return accuracy_by_iteration(store, name), name
 
 
@@ -169,6 +191,7 @@ def in_session(
     config: "RunConfig",
     parent: "RunParent | None",
     work: Callable[[], None],
+    told: "Reporter",
     *,
     in_place: bool = False,
 ) -> None:
@@ -178,15 +201,16 @@ def in_session(
         store: Where the run is.
         run: Name of the run.
         config: Settings of the flow.
-        parent: Where a branch comes from; null for a run of its own.
+        parent: Where a branch comes from, whose stage is run again; null for a training.
         work: What is done.
+        told: Who tells what happens.
         in_place: Whether the work adds to a run that exists and leaves its state as it is.
 
     Raises:
         TurnledgerError: If the run cannot be used, or the work fails.
     """
+    from flows.events import listening
     from flows.interrupts import END_TIME_S, end_within, interrupts_told
-    from flows.progress import Display
     from flows.sessions import check_prefect_home, session, visit
 
     check_prefect_home()
@@ -197,7 +221,8 @@ def in_session(
     try:
         with (
             held,
-            Display(Console(), store, config.iterations) as display,
+            told.of_run(store, run, None if parent else config, _begin(store, run)),
+            listening(told.on_event),
             interrupts_told(),
         ):
             work()
@@ -205,4 +230,10 @@ def in_session(
         typer.echo(f"interrupted: the same command continues run {run}", err=True)
         end_within(END_TIME_S, 130)
         raise typer.Exit(130) from error
-    typer.echo(f"{display.computed} stage runs computed, {display.reused} found stored")
+    told.say(f"{told.computed} stage runs computed, {told.reused} found stored")
+
+
+def _begin(store: "Store", run: str) -> int:
+    """Returns the iteration that a training of a run begins after."""
+    parent = store.run_record(run).parent
+    return 0 if parent is None else parent.iteration

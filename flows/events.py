@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal
 
 from schemas.refs import StageOutput
@@ -19,7 +20,16 @@ class StageEvent:
     """Why the stage runs or why its stored result serves; for progress, how far it is."""
     seconds: float = 0.0
     """Wall time inside the stage, reading its inputs included."""
+    computed_s: float | None = None
+    """Wall time that computing the result took, be it long ago; null where that is not known."""
     output: StageOutput | None = None
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    """When it happened, UTC."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stage run has its result."""
+        return self.kind in ("computed", "reused")
 
 
 Listener = Callable[[StageEvent], None]

@@ -1,16 +1,14 @@
 """What a finished run looks like: accuracy by iteration as a table and as a picture."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from rich.table import Table
 
-from schemas.refs import StageOutput
-from stages.cold_start.examples import told_reasons
 from stages.evaluation import summarise
-from storage import Store, open_table
+from storage import open_table
 
 
 def accuracy_by_iteration(store: str | Path, run: str) -> pl.DataFrame:
@@ -96,50 +94,6 @@ def changes_line(summary: Mapping[str, Any], iteration: int) -> str:
     )
 
 
-def outcome_line(
-    store: Store, iteration: int, scored: Sequence[StageOutput], updated: StageOutput
-) -> str:
-    """Says in one line what an iteration's rewards, those of all its shards, looked like."""
-    rewards = pl.concat([store.read(output.tables["turn_rewards"]) for output in scored])
-    updates = store.read(updated.tables["updates"])
-    counted = rewards.filter(pl.col("excluded").is_null())
-    lasts = counted.filter("is_last")
-    parts = [
-        f"iteration {iteration:3d}",
-        f"right {_share(lasts['outcome'])}",
-        f"reward {_number(lasts['total'].mean())}",
-        f"turns {len(rewards) / max(1, rewards['is_last'].sum()):.1f}",
-        f"penalised {_share(rewards['format'] < 0)}",
-    ]
-    if len(updates):
-        parts.append(f"entropy {_number(updates['entropy'].mean())}")
-    else:
-        parts.append("no group to learn from")
-    return "  ".join(parts)
-
-
-def cold_start_lines(store: Store, output: StageOutput, seconds: float) -> Iterator[str]:
-    """Says what a cold start learnt, and from how many trajectories where it imitated any."""
-    updates = store.read(output.tables["cold_start_updates"])
-    losses = updates["loss"].tail(50).to_list()
-    said = f"loss {sum(losses) / len(losses):.2f}" if losses else "without training"
-    yield f"cold start: {len(updates)} steps, {said}, {seconds:.0f} s"
-    if "cold_start_examples" in output.tables:
-        left_out = store.read(output.tables["cold_start_examples"])["left_out"]
-        told = f"; left out: {told_reasons(left_out)}" if left_out.count() else ""
-        yield f"imitated {left_out.null_count()} of {len(left_out)} trajectories{told}"
-
-
-def evaluation_line(store: Store, iteration: int, output: StageOutput) -> str:
-    """Says in one line what an evaluation found."""
-    summary = summarise(store.read(output.tables["evaluations"])).row(0, named=True)
-    return (
-        f"evaluation {iteration:2d}  avg@{summary['samples']} {_number(summary['avg_at_k'])} "
-        f"({_number(summary['low'])} to {_number(summary['high'])}) "
-        f"on {summary['problems']} held-out problems"
-    )
-
-
 def _most_samples(accuracy: pl.DataFrame) -> int:
     """Returns k of avg@k."""
     return max(accuracy["samples"].to_list(), default=0)
@@ -148,8 +102,3 @@ def _most_samples(accuracy: pl.DataFrame) -> int:
 def _number(value: Any) -> str:
     """Writes a number with two decimals; nothing known is a dash."""
     return "-" if value is None else f"{value:.2f}"
-
-
-def _share(values: pl.Series) -> str:
-    mean = values.mean()
-    return "  -" if not isinstance(mean, float) else f"{mean:4.0%}"

@@ -14,6 +14,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.artifacts import EventLog, publish_accuracy, publish_iteration
 from flows.binding import Place, freeze_code
+from flows.catalogue import is_evaluated
 from flows.credit_tasks import (
     advantages_task,
     evaluation_task,
@@ -143,11 +144,6 @@ def branched_at(place: Place) -> int | None:
     store = place.open()
     parent = store.run_record(place.run).parent if store.has_run(place.run) else None
     return None if parent is None else parent.iteration
-
-
-def is_evaluated(iteration: int, config: RunConfig) -> bool:
-    """Says whether the policy of an iteration is evaluated."""
-    return iteration % config.evaluation.every == 0 or iteration in (0, config.iterations)
 
 
 def load_problem_sets(first: Place, config: RunConfig, known: Place | None = None) -> ProblemSets:

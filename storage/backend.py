@@ -179,6 +179,10 @@ class Backend(Protocol):
         """
         ...
 
+    def marks(self, run: str) -> dict[str, str]:
+        """Returns the slots of a run, each with a mark that is another one for another result."""
+        ...
+
     def read_record(self, run: str) -> bytes | None:
         """Returns the record of a run; null without one."""
         ...
@@ -208,6 +212,14 @@ class Backend(Protocol):
 
     def is_locked(self, run: str) -> bool:
         """Says whether a process holds the run."""
+        ...
+
+    def watch_lock(self, run: str) -> Callable[[], bool]:
+        """Returns what may be asked again and again whether a process holds the run.
+
+        Nothing is held or written for it. Asked often enough it also learns, where `is_locked`
+        cannot tell, that a holder has died.
+        """
         ...
 
     def copy_files(self, uri: str, manifest: Manifest, folder: Path) -> str | None:

@@ -37,6 +37,7 @@ from storage.layout import (
     iteration_uri,
     lease_uri,
     record_uri,
+    run_uri,
     runs_among,
 )
 from storage.manifests import Inspection, Manifest, parsed, written
@@ -198,6 +199,12 @@ class Bucket:
         end = f"/{MANIFEST_FILE}"
         return sorted(key.removesuffix(end) for key in keys if key.endswith(end))
 
+    def marks(self, run: str) -> dict[str, str]:
+        """Returns the slots of a run, each with the version of its manifest."""
+        end = f"/{MANIFEST_FILE}"
+        etags = self._objects.etags(run_uri(run))
+        return {key.removesuffix(end): etag for key, etag in etags.items() if key.endswith(end)}
+
     def read_record(self, run: str) -> bytes | None:
         """Returns the record of a run; null without one."""
         present = self._objects.get(record_uri(run))
@@ -251,6 +258,10 @@ class Bucket:
     def is_locked(self, run: str) -> bool:
         """Says whether a process holds the run; see `lease.is_held` for what cannot be told."""
         return lease.is_held(self._objects, lease_uri(run))
+
+    def watch_lock(self, run: str) -> Callable[[], bool]:
+        """Returns what tells whether a process holds the run; see `lease.Watched`."""
+        return lease.Watched(self._objects, lease_uri(run)).is_held
 
     def copy_files(self, uri: str, manifest: Manifest, folder: Path) -> str | None:
         """Downloads the blobs of a result into an empty folder, every byte of them verified."""

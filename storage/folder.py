@@ -191,6 +191,17 @@ class Folder:
                     found.append(self.layout.uri(Path(path)))
         return sorted(found)
 
+    def marks(self, run: str) -> dict[str, str]:
+        """Returns the slots of a run, each with what the file system tells of its manifest."""
+        marks = {}
+        for uri in self.slots(run):
+            try:
+                told = (self.layout.resolve(uri) / MANIFEST_FILE).stat()
+            except FileNotFoundError:  # damaged, or replaced in this moment
+                continue
+            marks[uri] = f"{told.st_ino} {told.st_mtime_ns}"
+        return marks
+
     def read_record(self, run: str) -> bytes | None:
         """Returns the record of a run; null without one."""
         try:
@@ -234,6 +245,10 @@ class Folder:
         """Says whether a process holds the run."""
         path = self.layout.run_lock(run)
         return path.exists() and is_held(path)
+
+    def watch_lock(self, run: str) -> Callable[[], bool]:
+        """Returns what tells whether a process holds the run; the operating system knows."""
+        return lambda: self.is_locked(run)
 
     def copy_files(self, uri: str, manifest: Manifest, folder: Path) -> str | None:
         """Copies the files of a result into an empty folder, every byte of them verified."""

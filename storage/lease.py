@@ -143,6 +143,32 @@ def is_held(objects: Objects, key: str) -> bool:
     return lease is not None and not lease.is_over
 
 
+class Watched:
+    """Tells whether a lease is held, by what it was between questions.
+
+    A holder on another machine that has not renewed it for `LEASE_S` by this process's clock is
+    taken for dead, as by those who want the lease.
+    """
+
+    def __init__(
+        self, objects: Objects, key: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Begins to watch; the clock tells seconds."""
+        self._objects, self._key, self._clock = objects, key, clock
+        self._seen: Lease | None = None
+        self._since = clock()
+
+    def is_held(self) -> bool:
+        """Says whether a process holds the lease."""
+        present = self._objects.get(self._key)
+        lease = None if present is None else _parsed(present)
+        if lease is None or lease.is_over:
+            return False
+        if lease != self._seen:
+            self._seen, self._since = lease, self._clock()
+        return lease.is_here or self._clock() - self._since <= LEASE_S
+
+
 def _acquire(
     objects: Objects,
     key: str,

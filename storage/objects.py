@@ -183,6 +183,12 @@ class Objects:
             found = [o for page in obstore.list(self._store, prefix) for o in page]
         return [o["path"] for o in sorted(found, key=lambda o: (o["last_modified"], o["path"]))]
 
+    def etags(self, prefix: str) -> dict[str, str]:
+        """Returns the version of every object below a prefix, by key."""
+        with self._told("list", prefix):
+            found = [o for page in obstore.list(self._store, prefix) for o in page]
+        return {o["path"]: o["e_tag"] or "" for o in found}
+
     def entries(self) -> list[Entry]:
         """Returns all objects."""
         with self._told("list", ""):

@@ -145,9 +145,12 @@ def _record(backend: Backend, name: str) -> RunRecord | None:
 
 def _with_state(backend: Backend, record: RunRecord) -> RunRecord:
     with backend.errors("read", record_uri(record.name)):
-        if record.status == "running" and not backend.is_locked(record.name):
-            return record.model_copy(update={"status": "interrupted"})
-    return record
+        is_left = record.status == "running" and not backend.is_locked(record.name)
+    if not is_left:
+        return record
+    # It may have ended between the two looks: then its record says how.
+    last = _record(backend, record.name) or record
+    return last.model_copy(update={"status": "interrupted"}) if last == record else last
 
 
 def _after(records: list[RunRecord]) -> datetime:

@@ -304,6 +304,28 @@ class Store:
                     if here.manifest is not None:
                         yield uri, here.manifest
 
+    def changes(self, run: str, seen: dict[str, str]) -> Iterator[tuple[str, Manifest]]:
+        """Yields slot uri and manifest of the results that came since the last call.
+
+        A result that replaced another one counts as one that came; a result whose manifest cannot
+        be used does not.
+
+        Args:
+            run: Name of the run, which need not be there yet.
+            seen: What the last call left here, empty at first; brought up to date.
+
+        Raises:
+            StoreError: If the store cannot be read.
+        """
+        with self._backend.errors("read", run_uri(run)):
+            marks = self._backend.marks(run)
+            new = sorted(uri for uri, mark in marks.items() if seen.get(uri) != mark)
+            found = self._backend.inspect_all(new)
+        for uri, here in zip(new, found, strict=True):
+            if here.manifest is not None:
+                seen[uri] = marks[uri]
+                yield uri, here.manifest
+
     def has_results(self, name: str) -> bool:
         """Says whether any result is stored in a run.
 
@@ -362,6 +384,20 @@ class Store:
             StoreError: On entering, if another process holds the run.
         """
         return self._backend.lock_run(name)
+
+    def watch_lock(self, name: str) -> Callable[[], bool]:
+        """Returns what may be asked again and again whether a process holds the run.
+
+        Nothing is held for it. In a bucket a holder that died on another machine is known after
+        some questions within `storage.lease.LEASE_S` seconds.
+        """
+        ask = self._backend.watch_lock(name)
+
+        def is_held() -> bool:
+            with self._backend.errors("read", run_uri(name)):
+                return ask()
+
+        return is_held
 
     def _damaged(self, slot: Slot, problem: str) -> StoreError:
         return StoreError(

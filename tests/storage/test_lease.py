@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from places import client_of, place_of
 from processes import heard
+from storage_builders import fingerprint, slot, updates
 from test_runs import HOLDER, record
 
 from schemas.errors import StoreError
@@ -136,3 +137,38 @@ def test_one_of_two_that_start_at_once_gets_the_run(bucket: Store, start: Start)
     quiet = HOLDER.replace("    print", "    sys.stderr = None; print")
     rivals = [start(quiet, bucket.url) for _ in range(2)]
     assert sorted(heard(rival) for rival in rivals) == ["", "held"]
+
+
+@pytest.mark.usefixtures("short")
+def test_who_watches_learns_that_a_holder_on_another_machine_has_died(bucket: Store) -> None:
+    leave(bucket, elsewhere())
+    is_held = bucket.watch_lock("demo")
+    assert is_held()
+    time.sleep(lease.LEASE_S + 0.1)
+    assert not is_held()
+    assert present(bucket) == elsewhere(), "a watch writes nothing"
+
+
+@pytest.mark.usefixtures("short", "renewing")
+def test_who_watches_sees_a_holder_on_another_machine_live(bucket: Store) -> None:
+    is_held = bucket.watch_lock("demo")
+    deadline = time.monotonic() + 2 * lease.LEASE_S
+    while time.monotonic() < deadline:
+        assert is_held()
+        time.sleep(0.05)
+    leave(bucket, elsewhere().model_copy(update={"released": True}))
+
+
+def test_a_bucket_tells_what_came_since_the_last_look(bucket: Store) -> None:
+    seen: dict[str, str] = {}
+    assert not list(bucket.changes("demo", seen))
+    for seed in (1, 2):  # the second result replaces the first
+        bucket.write(
+            slot(),
+            fingerprint(seed=seed),
+            tables={"updates": updates()},
+            seconds=0.0,
+            parents=[],
+        )
+        assert [uri for uri, _ in bucket.changes("demo", seen)] == [slot().uri]
+        assert not list(bucket.changes("demo", seen))
