@@ -74,12 +74,15 @@ class Display:
     def on_event(self, event: StageEvent) -> None:
         """Takes one event in; called from the threads of stage runs."""
         with self._lock:
-            if event.kind in ("started", "progress"):
+            if event.kind == "notice":
+                self._print(event.reason)
+            elif event.kind in ("started", "progress"):
                 self._running[event.slot] = event.reason if event.kind == "progress" else ""
             else:
                 self._running.pop(event.slot, None)
                 self._on_done(event)
-            self._progress.update(self._bar, description=self._description(event.slot))
+            if event.kind != "notice":
+                self._progress.update(self._bar, description=self._description(event.slot))
 
     def _on_done(self, event: StageEvent) -> None:
         self.computed += event.kind == "computed"

@@ -1,0 +1,235 @@
+"""Clusters: shards computed on the workers of Ray or Dask, through Prefect's task runners.
+
+A stage run stays a task of the flow's process, where it is named, looked up, retried and told of.
+Only its computing is handed over, as a task of its own, with references and settings: a worker
+reads the tables from the store, and stores what it makes. What needs the policy in memory is not
+handed over; see `scales_out` in `flows.stage_tasks`.
+"""
+
+import importlib
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.exceptions import CrashedRun
+from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows.binding import StageRun, compute_and_keep, freeze_code, look_up
+from flows.cluster_addresses import require_task_runner
+from schemas.config import ComputeConfig
+from schemas.errors import ClusterError, StoreError, StoreUnavailable
+from schemas.refs import StageOutput
+from storage import Fingerprint, explain
+
+Failures = tuple[type[BaseException], ...]
+"""What a task runner raises in place of a result, where a worker or the cluster is lost."""
+
+AT_ONCE = 128
+"""Most stage runs of a flow that are handed over or wait for their inputs; each holds a thread."""
+
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Memory that Ray sets aside for objects; none of ours is larger than some kilobytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handed:
+    """A stage run as it goes to a worker: what describes it there again, and no rows."""
+
+    name: str
+    """Name of its task run."""
+    module: str
+    """Module of its stage task."""
+    task: str
+    """Name of the stage task in there."""
+    arguments: Mapping[str, Any]
+    """What the stage task was called with."""
+    fingerprint: Fingerprint
+    """What decides the result, as the flow's process knows it."""
+    reason: str
+    replace: bool
+    """Whether a right result with the same fingerprint is pushed out."""
+
+
+class Cluster:
+    """A Prefect task runner with workers, started when the first stage run is handed over."""
+
+    def __init__(self, compute: ComputeConfig, waiting: ThreadPoolTaskRunner[Any]) -> None:
+        """Prepares a cluster.
+
+        Args:
+            compute: Says which.
+            waiting: Runs the tasks of stage runs that are handed over, which only wait.
+        """
+        self._compute = compute
+        self._waiting = waiting
+        self._starting = threading.Lock()
+        self._runner: TaskRunner[Any] | None = None
+        self._failures: Failures = ()
+        self._running = ExitStack()
+
+    def submit(self, task: Task[..., StageOutput], parameters: dict[str, Any]) -> PrefectFuture[Any]:
+        """Has a task of the flow wait for its inputs and hand its stage run over."""
+        return self._waiting.submit(task, parameters=parameters)
+
+    def compute(self, handed: Handed) -> StageOutput:
+        """Has a worker compute and store a stage run, and waits for it.
+
+        Ray and Dask give the work of a worker that dies to another one, a few times.
+
+        Raises:
+            ClusterError: If there is no cluster, its workers died again and again, or they run
+                other code.
+            TurnledgerError: Whatever the stage run raised on the worker.
+        """
+        runner = self._started()
+        try:
+            future = runner.submit(compute_on_worker, parameters={"handed": handed})
+            output: StageOutput = future.result()
+        except (*self._failures, CrashedRun) as error:
+            raise ClusterError(
+                f"{handed.name}: the {self._compute.task_runner} cluster could not compute it: "
+                f"{_first_line(error)}"
+            ) from error
+        return output
+
+    def _started(self) -> TaskRunner[Any]:
+        with self._starting:
+            if self._runner is None:
+                start = _start_ray if self._compute.task_runner == "ray" else _start_dask
+                runner, self._failures = start(self._compute.cluster_url, self._running)
+                self._runner = runner
+        return self._runner
+
+    def close(self) -> None:
+        """Ends a cluster that was started here; leaves one that ran already."""
+        with self._starting:
+            self._running.close()
+            self._runner = None
+
+
+_cluster: ContextVar[Cluster | None] = ContextVar("cluster", default=None)
+
+
+def cluster_at_work() -> Cluster | None:
+    """Returns the cluster of this context; null where everything stays in this process."""
+    return _cluster.get()
+
+
+@contextmanager
+def scaled_out(compute: ComputeConfig) -> Iterator[None]:
+    """Has shards computed as `compute.task_runner` says within the block, inside a flow.
+
+    Raises:
+        ClusterError: If the cluster cannot be used.
+    """
+    if compute.task_runner == "threads":
+        yield
+        return
+    require_task_runner(compute, prefect_url=get_current_settings().api.url)
+    with _server_that_workers_know(), ThreadPoolTaskRunner(max_workers=AT_ONCE) as waiting:
+        cluster = Cluster(compute, waiting)
+        token = _cluster.set(cluster)
+        try:
+            yield
+        finally:
+            _cluster.reset(token)
+            cluster.close()  # before the threads that wait for it are waited for
+
+
+@contextmanager
+def _server_that_workers_know() -> Iterator[None]:
+    """Names the temporary server, if it is one, in the settings that workers are given.
+
+    Else each of them would start a server of its own.
+    """
+    if get_current_settings().api.url is not None:
+        yield
+        return
+    with get_client(sync_client=True) as client:
+        url = str(client.api_url)
+    with temporary_settings({PREFECT_API_URL: url}):
+        yield
+
+
+@task(name="on a worker", task_run_name="{handed.name}", cache_policy=NO_CACHE, persist_result=False)
+def compute_on_worker(handed: Handed) -> StageOutput:
+    """Computes and stores a stage run; called on a worker."""
+    return compute_handed(handed)
+
+
+def compute_handed(handed: Handed) -> StageOutput:
+    """Describes a stage run again, with the code of this process, computes and stores it.
+
+    Raises:
+        ClusterError: If this process has other code or libraries than the flow's.
+        TurnledgerError: Whatever the stage run raises.
+    """
+    stage_task = getattr(importlib.import_module(handed.module), handed.task)
+    freeze_code()
+    run: StageRun = stage_task.describe(**handed.arguments)
+    host = socket.gethostname()
+    differing = explain(run.fingerprint, handed.fingerprint)
+    if differing:
+        raise ClusterError(
+            f"{handed.name}: the worker on {host} is another installation than the flow's "
+            f"({'; '.join(differing)}): install the same version on all machines"
+        )
+    try:
+        run.place.open()
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        raise ClusterError(f"{handed.name}: the worker on {host} has no such store: {error}") from error
+    if not handed.replace:
+        # A worker that died may have come as far as storing it.
+        stored = look_up(run).output
+        if stored is not None:
+            return stored
+    return compute_and_keep(run, handed.reason, replace=handed.replace)
+
+
+def _start_ray(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], Failures]:
+    from prefect_ray import RayTaskRunner
+    from ray.exceptions import RayError
+
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if url is None:
+        settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    return running.enter_context(RayTaskRunner(url, settings)), (RayError,)
+
+
+def _start_dask(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], Failures]:
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker
+    from distributed.comm import CommClosedError
+    from prefect_dask import DaskTaskRunner
+
+    if url is None:
+        runner = DaskTaskRunner(
+            cluster_kwargs={
+                "n_workers": os.cpu_count(),
+                "threads_per_worker": 1,
+                "dashboard_address": None,
+                "silence_logs": "CRITICAL",
+            }
+        )
+    else:
+        runner = DaskTaskRunner(address=url)
+    running.enter_context(runner)
+    runner.client  # made when it is first asked for, which threads must not do at the same time
+    return runner, (KilledWorker, CommClosedError, CancelledError)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
