@@ -25,7 +25,7 @@ from pathlib import Path
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_LOGGING_SERVER_LEVEL", "CRITICAL")
 
-import flows  # noqa: F401  sets what Prefect and Ray are to do without
+import flows  # noqa: F401, I001  sets what Prefect and Ray are to do without
 import ray
 from distributed import LocalCluster
 from prefect import flow

@@ -7,6 +7,7 @@ handed over; see `scales_out` in `flows.stage_tasks`.
 """
 
 import importlib
+import logging
 import os
 import socket
 import threading
@@ -77,7 +78,9 @@ class Cluster:
         self._failures: Failures = ()
         self._running = ExitStack()
 
-    def submit(self, task: Task[..., StageOutput], parameters: dict[str, Any]) -> PrefectFuture[Any]:
+    def submit(
+        self, task: Task[..., StageOutput], parameters: dict[str, Any]
+    ) -> PrefectFuture[Any]:
         """Has a task of the flow wait for its inputs and hand its stage run over."""
         return self._waiting.submit(task, parameters=parameters)
 
@@ -95,7 +98,7 @@ class Cluster:
         try:
             future = runner.submit(compute_on_worker, parameters={"handed": handed})
             output: StageOutput = future.result()
-        except (*self._failures, CrashedRun) as error:
+        except self._failures as error:
             raise ClusterError(
                 f"{handed.name}: the {self._compute.task_runner} cluster could not compute it: "
                 f"{_first_line(error)}"
@@ -106,8 +109,8 @@ class Cluster:
         with self._starting:
             if self._runner is None:
                 start = _start_ray if self._compute.task_runner == "ray" else _start_dask
-                runner, self._failures = start(self._compute.cluster_url, self._running)
-                self._runner = runner
+                self._runner, lost = start(self._compute.cluster_url, self._running)
+                self._failures = (*lost, CrashedRun)
         return self._runner
 
     def close(self) -> None:
@@ -136,7 +139,8 @@ def scaled_out(compute: ComputeConfig) -> Iterator[None]:
         yield
         return
     require_task_runner(compute, prefect_url=get_current_settings().api.url)
-    with _server_that_workers_know(), ThreadPoolTaskRunner(max_workers=AT_ONCE) as waiting:
+    waiting: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=AT_ONCE)
+    with _server_that_workers_know(), waiting:
         cluster = Cluster(compute, waiting)
         token = _cluster.set(cluster)
         try:
@@ -161,7 +165,9 @@ def _server_that_workers_know() -> Iterator[None]:
         yield
 
 
-@task(name="on a worker", task_run_name="{handed.name}", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    name="on a worker", task_run_name="{handed.name}", cache_policy=NO_CACHE, persist_result=False
+)
 def compute_on_worker(handed: Handed) -> StageOutput:
     """Computes and stores a stage run; called on a worker."""
     return compute_handed(handed)
@@ -189,7 +195,9 @@ def compute_handed(handed: Handed) -> StageOutput:
     except StoreUnavailable:
         raise
     except StoreError as error:
-        raise ClusterError(f"{handed.name}: the worker on {host} has no such store: {error}") from error
+        raise ClusterError(
+            f"{handed.name}: the worker on {host} has no such store: {error}"
+        ) from error
     if not handed.replace:
         # A worker that died may have come as far as storing it.
         stored = look_up(run).output
@@ -199,7 +207,7 @@ def compute_handed(handed: Handed) -> StageOutput:
 
 
 def _start_ray(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], Failures]:
-    from prefect_ray import RayTaskRunner
+    from prefect_ray.task_runners import RayTaskRunner
     from ray.exceptions import RayError
 
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -212,22 +220,24 @@ def _start_dask(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], F
     from concurrent.futures import CancelledError
 
     from distributed import KilledWorker
-    from distributed.comm import CommClosedError
-    from prefect_dask import DaskTaskRunner
+    from distributed.comm.core import CommClosedError
+    from prefect_dask.task_runners import DaskTaskRunner
 
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if url is None:
         runner = DaskTaskRunner(
             cluster_kwargs={
                 "n_workers": os.cpu_count(),
                 "threads_per_worker": 1,
                 "dashboard_address": None,
-                "silence_logs": "CRITICAL",
+                "silence_logs": logging.CRITICAL,
             }
         )
     else:
         runner = DaskTaskRunner(address=url)
     running.enter_context(runner)
-    runner.client  # made when it is first asked for, which threads must not do at the same time
+    # The runner starts with its client, which threads must not ask for at the same time.
+    _ = runner.client
     return runner, (KilledWorker, CommClosedError, CancelledError)
 
 

@@ -14,7 +14,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 from prefect.client.orchestration import get_client
@@ -82,12 +82,10 @@ def _taken(names: Sequence[str]) -> list[str]:
             try:
                 limit = client.read_global_concurrency_limit_by_name(name)
             except ObjectNotFound:
-                try:
+                with suppress(ObjectAlreadyExists):  # where another flow was quicker
                     client.create_global_concurrency_limit(
                         GlobalConcurrencyLimitCreate(name=name, limit=1)
                     )
-                except ObjectAlreadyExists:
-                    pass  # another flow was quicker
                 continue
             if limit.active_slots >= limit.limit:
                 taken.append(name)

@@ -1,7 +1,7 @@
 """How fast, how large and how dear a training would be on so many GPUs: arithmetic, no measuring.
 
-What a figure rests on stands with it in `Assumptions`: measured here, with the command that measures
-it again, or assumed, with where it was read.
+What a figure rests on stands with it in `Assumptions`: measured here, with the command that
+measures it again, or assumed, with where it was read.
 """
 
 import math
@@ -17,9 +17,9 @@ GIB = 2**30
 
 
 class Assumptions(Section):
-    """What a sizing rests on; the defaults are a policy of 7.6 thousand million parameters on H100s.
+    """What a sizing rests on.
 
-    The shape is that of Qwen2.5-7B, the batch one of 128 groups of 16.
+    By default a policy with the shape of Qwen2.5-7B on H100s, and batches of 128 groups of 16.
     """
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -268,8 +268,8 @@ def memory_of(assumed: Assumptions, *, gpus_a_run: int) -> Memory:
     fitting = math.floor((share - engine_weights) * GIB / (cached_bytes * length))
     if fitting < 1:
         raise ConfigError(
-            f"the engine's {share:.0f} GiB of a GPU have no room for a trajectory beside weights of "
-            f"{engine_weights:.0f} GiB: raise engine_memory_share"
+            f"the engine's {share:.0f} GiB of a GPU have no room for a trajectory beside weights "
+            f"of {engine_weights:.0f} GiB: raise engine_memory_share"
         )
     kept = assumed.activation_bytes * assumed.layers * assumed.hidden_size
     return Memory(
