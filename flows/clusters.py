@@ -9,6 +9,7 @@ handed over; see `scales_out` in `flows.stage_tasks`.
 import importlib
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -62,21 +63,27 @@ class Handed:
 
 
 class Cluster:
-    """A Prefect task runner with workers, started when the first stage run is handed over."""
+    """A Prefect task runner with workers, and threads of the flow that wait for them."""
 
-    def __init__(self, compute: ComputeConfig, waiting: ThreadPoolTaskRunner[Any]) -> None:
-        """Prepares a cluster.
+    def __init__(
+        self,
+        kind: str,
+        runner: TaskRunner[Any],
+        failures: Failures,
+        waiting: ThreadPoolTaskRunner[Any],
+    ) -> None:
+        """Takes task runners that are started.
 
         Args:
-            compute: Says which.
+            kind: What errors call it.
+            runner: Has the workers.
+            failures: What it raises where a worker or the cluster is lost.
             waiting: Runs the tasks of stage runs that are handed over, which only wait.
         """
-        self._compute = compute
+        self._kind = kind
+        self._runner = runner
+        self._failures = (*failures, CrashedRun)
         self._waiting = waiting
-        self._starting = threading.Lock()
-        self._runner: TaskRunner[Any] | None = None
-        self._failures: Failures = ()
-        self._running = ExitStack()
 
     def submit(
         self, task: Task[..., StageOutput], parameters: dict[str, Any]
@@ -90,34 +97,19 @@ class Cluster:
         Ray and Dask give the work of a worker that dies to another one, a few times.
 
         Raises:
-            ClusterError: If there is no cluster, its workers died again and again, or they run
+            ClusterError: If the cluster is gone, its workers died again and again, or they run
                 other code.
             TurnledgerError: Whatever the stage run raised on the worker.
         """
-        runner = self._started()
         try:
-            future = runner.submit(compute_on_worker, parameters={"handed": handed})
+            future = self._runner.submit(compute_on_worker, parameters={"handed": handed})
             output: StageOutput = future.result()
         except self._failures as error:
             raise ClusterError(
-                f"{handed.name}: the {self._compute.task_runner} cluster could not compute it: "
+                f"{handed.name}: the {self._kind} cluster could not compute it: "
                 f"{_first_line(error)}"
             ) from error
         return output
-
-    def _started(self) -> TaskRunner[Any]:
-        with self._starting:
-            if self._runner is None:
-                start = _start_ray if self._compute.task_runner == "ray" else _start_dask
-                self._runner, lost = start(self._compute.cluster_url, self._running)
-                self._failures = (*lost, CrashedRun)
-        return self._runner
-
-    def close(self) -> None:
-        """Ends a cluster that was started here; leaves one that ran already."""
-        with self._starting:
-            self._running.close()
-            self._runner = None
 
 
 _cluster: ContextVar[Cluster | None] = ContextVar("cluster", default=None)
@@ -139,15 +131,16 @@ def scaled_out(compute: ComputeConfig) -> Iterator[None]:
         yield
         return
     require_task_runner(compute, prefect_url=get_current_settings().api.url)
+    start = _start_ray if compute.task_runner == "ray" else _start_dask
     waiting: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=AT_ONCE)
-    with _server_that_workers_know(), waiting:
-        cluster = Cluster(compute, waiting)
-        token = _cluster.set(cluster)
+    # The cluster ends before the threads that wait for it are waited for.
+    with _server_that_workers_know(), waiting, ExitStack() as running:
+        runner, failures = start(compute.cluster_url, running)
+        token = _cluster.set(Cluster(compute.task_runner, runner, failures, waiting))
         try:
             yield
         finally:
             _cluster.reset(token)
-            cluster.close()  # before the threads that wait for it are waited for
 
 
 @contextmanager
@@ -213,7 +206,26 @@ def _start_ray(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], Fa
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if url is None:
         settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    return running.enter_context(RayTaskRunner(url, settings)), (RayError,)
+    with _signals_kept():
+        try:
+            runner = running.enter_context(RayTaskRunner(url, settings))
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            told = "start one" if url is None else f"use the one at {url}"
+            raise ClusterError(f"Ray cannot {told}: {_first_line(error)}") from error
+    return runner, (RayError,)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keeps what this process does when it is told to end; Ray would abort."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start_dask(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], Failures]:
@@ -235,9 +247,13 @@ def _start_dask(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], F
         )
     else:
         runner = DaskTaskRunner(address=url)
-    running.enter_context(runner)
-    # The runner starts with its client, which threads must not ask for at the same time.
-    _ = runner.client
+    try:
+        running.enter_context(runner)
+        # The runner starts with its client, which threads must not ask for at the same time.
+        _ = runner.client
+    except (OSError, RuntimeError) as error:
+        told = "start one" if url is None else f"use the one at {url}"
+        raise ClusterError(f"Dask cannot {told}: {_first_line(error)}") from error
     return runner, (KilledWorker, CommClosedError, CancelledError)
 
 
