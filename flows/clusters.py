@@ -82,7 +82,7 @@ class Cluster:
         """
         self._kind = kind
         self._runner = runner
-        self._failures = (*failures, CrashedRun)
+        self._failures: Failures = (*failures, CrashedRun)
         self._waiting = waiting
 
     def submit(
