@@ -59,7 +59,7 @@ def clusters(cores: int) -> Iterator[dict[str, list[str]]]:
         )
         running.callback(ray.shutdown)
         dask = running.enter_context(
-            LocalCluster(n_workers=cores, threads_per_worker=1, dashboard_address=None)
+            LocalCluster(n_workers=cores, threads_per_worker=1, dashboard_address="127.0.0.1:0")
         )
         yield {
             "threads": [],

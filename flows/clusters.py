@@ -241,7 +241,7 @@ def _start_dask(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], F
             cluster_kwargs={
                 "n_workers": os.cpu_count(),
                 "threads_per_worker": 1,
-                "dashboard_address": None,
+                "dashboard_address": "127.0.0.1:0",
                 "silence_logs": logging.CRITICAL,
             }
         )

@@ -301,7 +301,7 @@ def test_a_worker_without_the_store_says_so(place: Place, tmp_path: Path) -> Non
         **{name: getattr(there, name) for name in Handed.__slots__ if name != "arguments"},
         arguments=arguments,
     )
-    with pytest.raises(ClusterError, match="cannot use the store.*nowhere"):
+    with pytest.raises(ClusterError, match=r"cannot use the store.*nowhere"):
         compute_handed(lost)
 
 
