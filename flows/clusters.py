@@ -206,26 +206,33 @@ def _start_ray(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], Fa
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if url is None:
         settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    with _signals_kept():
-        try:
-            runner = running.enter_context(RayTaskRunner(url, settings))
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            told = "start one" if url is None else f"use the one at {url}"
-            raise ClusterError(f"Ray cannot {told}: {_first_line(error)}") from error
+    runner = RayTaskRunner(url, settings)
+    try:
+        with _apart_from_signals():
+            running.enter_context(runner)
+    except (OSError, RuntimeError, ValueError) as error:
+        told = "start one" if url is None else f"use the one at {url}"
+        raise ClusterError(f"Ray cannot {told}: {_first_line(error)}") from error
     return runner, (RayError,)
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Keeps what this process does when it is told to end; Ray would abort."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _apart_from_signals() -> Iterator[None]:
+    """Keeps what this process does on signals, and Ctrl-C from what is started within the block.
+
+    A terminal sends Ctrl-C to all processes that it runs. Workers that died of it would take their
+    tasks with them before the flow is interrupted. A process and a thread inherit which signals
+    are blocked. Ray would also abort this process when it is told to end.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if is_main:  # no other thread may set it, nor has set it
+            signal.signal(signal.SIGTERM, before)
 
 
 def _start_dask(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], Failures]:
@@ -248,9 +255,10 @@ def _start_dask(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], F
     else:
         runner = DaskTaskRunner(address=url)
     try:
-        running.enter_context(runner)
-        # The runner starts with its client, which threads must not ask for at the same time.
-        _ = runner.client
+        with _apart_from_signals():
+            running.enter_context(runner)
+            # Started with its client, which threads must not ask for at the same time.
+            _ = runner.client
     except (OSError, RuntimeError) as error:
         told = "start one" if url is None else f"use the one at {url}"
         raise ClusterError(f"Dask cannot {told}: {_first_line(error)}") from error

@@ -61,7 +61,7 @@ def test_an_address_without_host_and_port(url: str) -> None:
 @pytest.mark.parametrize("server", [None, SERVER, "http://localhost:4200/api"])
 def test_workers_elsewhere_need_a_server_that_they_reach(server: str | None) -> None:
     compute = ComputeConfig(task_runner="ray", cluster_url="192.0.2.1:6379")
-    with pytest.raises(ConfigError, match="workers at 192.0.2.1 cannot reach the Prefect server"):
+    with pytest.raises(ConfigError, match=r"workers at 192\.0\.2\.1 cannot reach"):
         require_task_runner(compute, prefect_url=server)
 
 

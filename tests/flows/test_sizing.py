@@ -1,7 +1,6 @@
 """The sizing model: sums done by hand, and laws that hold for any fleet."""
 
 import pytest
-from docs_pages import DOCS, blocks_of
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -137,9 +136,3 @@ def test_every_assumption_that_is_no_setting_of_a_model_says_where_it_is_from() 
         assert f"{name} = {value:,}" in told
     assert told.count("Measured") >= 4
     assert told.count("Assumed") >= 5
-
-
-def test_the_page_shows_what_the_command_prints() -> None:
-    printed = CliRunner().invoke(app, ["size"]).stdout
-    shown = [block.text for block in blocks_of(DOCS / "scale.md") if block.language == "text"]
-    assert printed in shown
