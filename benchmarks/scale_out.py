@@ -53,6 +53,7 @@ def clusters(cores: int) -> Iterator[dict[str, list[str]]]:
         ray.init(
             num_cpus=cores,
             include_dashboard=False,
+            _node_ip_address="127.0.0.1",
             log_to_driver=False,
             logging_level="ERROR",
             object_store_memory=OBJECT_STORE_BYTES,

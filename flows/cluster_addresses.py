@@ -36,7 +36,8 @@ def require_task_runner(compute: ComputeConfig, *, prefect_url: str | None) -> N
     if url is None:
         return
     host, port = _host_and_port(url)
-    if not _is_here(host) and _is_here(urlsplit(prefect_url or "").hostname or "localhost"):
+    server = urlsplit(prefect_url or "").hostname or "localhost"
+    if not _is_of_this_machine(host) and _is_loopback(server):
         told = prefect_url or "a temporary one on this machine"
         raise ConfigError(
             f"compute.cluster_url: workers at {host} cannot reach the Prefect server, {told}: set "
@@ -65,8 +66,17 @@ def _host_and_port(url: str) -> tuple[str, int]:
     return parts.hostname, parts.port
 
 
-def _is_here(host: str) -> bool:
-    """Says whether a host is this machine by its loopback address."""
+def _is_of_this_machine(host: str) -> bool:
+    try:
+        family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.bind(address)  # which no address of another machine allows
+    except OSError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:

@@ -205,7 +205,11 @@ def _start_ray(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], Fa
 
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if url is None:
-        settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        settings |= {
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",  # else it listens where other machines reach it
+        }
     runner = RayTaskRunner(url, settings)
     try:
         with _apart_from_signals():

@@ -50,6 +50,7 @@ def ray_address() -> Iterator[str]:
     context = ray.init(
         num_cpus=2,
         include_dashboard=False,
+        _node_ip_address="127.0.0.1",
         log_to_driver=False,
         logging_level="ERROR",
         object_store_memory=100 * 2**20,
