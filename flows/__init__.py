@@ -10,6 +10,7 @@ import os
 for _name, _value in {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # A waiting thread that spins takes the core from the thread it waits for: beside other work a
     # training step took ten times as long. Spinning briefly keeps the speed of an idle machine,

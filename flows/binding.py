@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.catalogue import ENGINE_MODULES, EVERY_STAGE, STAGES
 from flows.events import StageEvent, tell
-from schemas.errors import StageError
+from schemas.errors import ClusterError, StageError
 from schemas.refs import Ref, StageOutput
 from storage import Fingerprint, Found, Slot, Store, module_closure
 from storage.layout import Split
@@ -94,6 +94,8 @@ class StageRun:
     """Reads the inputs and does the work."""
     modules: tuple[str, ...] = ()
     """Modules that decide the result by its settings, beside those of its stage."""
+    needs_device: bool = False
+    """Whether it computes with torch on the flow's device, so that no worker can."""
     made_by: str | None = None
     """Stage whose code computes it, where that is another one than the slot's."""
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -142,19 +144,46 @@ def look_up(run: StageRun) -> Found:
     return found
 
 
-def compute_and_keep(run: StageRun, reason: str, *, replace: bool = False) -> StageOutput:
+def compute_and_keep(
+    run: StageRun,
+    reason: str,
+    *,
+    replace: bool = False,
+    elsewhere: Callable[[], StageOutput] | None = None,
+) -> StageOutput:
     """Computes a stage run and stores its result.
 
     Args:
         run: What to compute.
         reason: Why, for listeners.
         replace: Whether a right result with the same fingerprint is pushed out.
+        elsewhere: Has another process compute and store it; null does it here.
 
     Raises:
         TurnledgerError: If inputs or store cannot be used, or the stage makes rows that break
             their schema; nothing is stored then.
     """
     tell(StageEvent(slot=run.slot, kind="started", reason=reason))
+    if elsewhere is None:
+        output, seconds = _kept_here(run, replace)
+    else:
+        output = elsewhere()
+        seconds = _seconds_of(run, output)
+    tell(
+        StageEvent(
+            slot=run.slot,
+            kind="computed",
+            reason=reason,
+            seconds=seconds,
+            computed_s=seconds,
+            output=output,
+        )
+    )
+    return output
+
+
+def _kept_here(run: StageRun, replace: bool) -> tuple[StageOutput, float]:
+    """Computes and stores; returns what was stored, and the seconds inside the stage."""
     started = time.perf_counter()
     try:
         produced = run.compute()
@@ -173,17 +202,22 @@ def compute_and_keep(run: StageRun, reason: str, *, replace: bool = False) -> St
         parents=list(run.inputs.values()),
         replace=replace,
     )
-    tell(
-        StageEvent(
-            slot=run.slot,
-            kind="computed",
-            reason=reason,
-            seconds=seconds,
-            computed_s=seconds,
-            output=output,
+    return output, seconds
+
+
+def _seconds_of(run: StageRun, output: StageOutput) -> float:
+    """Returns the seconds inside a stage run that another process stored.
+
+    Raises:
+        ClusterError: If what it stored is not in the store of this process.
+    """
+    manifest = run.place.open().manifest(run.slot)
+    if manifest is None or manifest.output(run.slot.uri) != output:
+        raise ClusterError(
+            f"{run.slot.uri}: what a worker stored is not in {run.place.store} of this machine: a "
+            "store for several machines is a bucket, or a folder that all of them mount"
         )
-    )
-    return output
+    return manifest.seconds
 
 
 def freeze_code() -> None:

@@ -18,6 +18,7 @@ from flows import (
     cli_page,
     cli_rerun,
     cli_runs,
+    cli_size,
     cli_timeline,
     cli_train,
 )
@@ -44,6 +45,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_rerun.evaluate,
         cli_benchmark.benchmark,
         cli_import.import_trajectories,
+        cli_size.size,
     ),
     "Runs": (cli_runs.runs, cli_runs.watch, cli_runs.publish),
     "Tables": (

@@ -48,7 +48,7 @@ from stages.similarity import require_measure, shape_rewards
 from stages.turn_rewards import score_turns
 
 
-@stage_task("turn rewards {place.iteration} shard {shard.number}")
+@stage_task("turn rewards {place.iteration} shard {shard.number}", scales_out=True)
 def turn_rewards_task(
     place: Place,
     shard: Shard,
@@ -74,7 +74,7 @@ def turn_rewards_task(
     )
 
 
-@stage_task("similarity {place.iteration} shard {shard.number}")
+@stage_task("similarity {place.iteration} shard {shard.number}", scales_out=True)
 def similarity_task(
     place: Place,
     shard: Shard,
@@ -105,6 +105,7 @@ def similarity_task(
         config=config.model_dump(mode="json", exclude={"embedding_path"}),
         inputs={**numbered("turns", said), "turn_rewards": turn_rewards, **model},
         libraries=MEASURE_LIBRARIES.get(config.measure, ()),
+        needs_device=config.measure == "embedding",
         compute=compute,
     )
 

@@ -15,9 +15,10 @@ class StageEvent:
     """One moment of a stage run."""
 
     slot: Slot
-    kind: Literal["started", "progress", "computed", "reused"]
+    kind: Literal["started", "progress", "computed", "reused", "notice"]
     reason: str = ""
-    """Why the stage runs or why its stored result serves; for progress, how far it is."""
+    """Why the stage runs or why its stored result serves; for progress, how far it is; for a
+    notice, which concerns the whole flow, what is to be known."""
     seconds: float = 0.0
     """Wall time inside the stage, reading its inputs included."""
     computed_s: float | None = None

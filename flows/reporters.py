@@ -112,6 +112,9 @@ class TextReporter(Reporter):
             yield
 
     def _tell(self, event: StageEvent) -> None:
+        if event.kind == "notice":
+            self.say(event.reason)
+            return
         if self._progress is None:
             return
         self._pace.note(event)
@@ -175,6 +178,9 @@ class JsonReporter(Reporter):
         yield
 
     def _tell(self, event: StageEvent) -> None:
+        if event.kind == "notice":
+            self.facts("notice", {"message": event.reason}, at=event.at)
+            return
         if self._run is None:
             return
         self._pace.note(event)

@@ -15,8 +15,10 @@ from flows.adoption import adopt, taken_over, taken_policy
 from flows.artifacts import EventLog, publish_accuracy, publish_changes, publish_iteration
 from flows.binding import Place
 from flows.catalogue import ORDER, Scope
+from flows.clusters import scaled_out
 from flows.compare import diff
 from flows.credit_tasks import advantages_task
+from flows.device_limits import held, limits_of
 from flows.events import listening
 from flows.policies import stored_policy
 from flows.rollouts import (
@@ -92,7 +94,13 @@ def rerun(
     old = Place(store=store, run=source, iteration=iteration, verify=config.compute.verify)
     new = old.model_copy(update={"run": into, "refresh": (stage,) if refresh else ()})
     log = EventLog()
-    with listening(log.note):
+    embeds = scope.computes("similarity") and config.similarity.measure == "embedding"
+    learns = embeds or scope.computes("optimisation")
+    with (
+        listening(log.note),
+        held(new, limits_of(config, samples=scope.samples, learns=learns)),
+        scaled_out(config.compute),
+    ):
         rerunning(old, new, scope, config)
     publish_iteration(new, log.take(iteration))
     changes: list[dict[str, Any]] = []

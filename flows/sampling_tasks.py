@@ -335,7 +335,9 @@ def rollout_task(
     )
 
 
-@stage_task("execution {place.split} {place.iteration} shard {shard.number} turn {turn}")
+@stage_task(
+    "execution {place.split} {place.iteration} shard {shard.number} turn {turn}", scales_out=True
+)
 def execution_task(
     place: Place,
     shard: Shard,

@@ -59,8 +59,10 @@ def check_inputs(
             embedded engine cannot sample from it.
         TrajectoryFileError: If the file of conversations is missing, and the policy is not stored.
         StoreError: If the run that is imitated is not there.
-        ConfigError: If torch cannot use the device, snippets are to read what is no folder, or
-            the package of the measure of similarity or of LoRA is missing.
+        ConfigError: If torch cannot use the device, snippets are to read what is no folder, the
+            package of the measure of similarity, of LoRA or of the task runner is missing, or
+            its workers could not reach the Prefect server.
+        ClusterError: If there is no cluster at the address that is given.
         EmbeddingError: If the embedding model of the measure is no such model.
         EngineError: If the vLLM server is missing, or does not know the policy's heads.
         ExecutorError: If code cannot be isolated on this machine.
@@ -71,6 +73,12 @@ def check_inputs(
 
         imitated_inputs(place, config)
     _check_device(config.compute)
+    if config.compute.task_runner != "threads":
+        from prefect.settings import get_current_settings
+
+        from flows.cluster_addresses import require_task_runner
+
+        require_task_runner(config.compute, prefect_url=get_current_settings().api.url)
     if config.optimisation.lora_rank:
         from stages.optimisation.adapter import require_peft
 

@@ -11,6 +11,7 @@ moment ago; without a verified result there is no key, and the task runs.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,7 +25,8 @@ from prefect.context import TaskRunContext
 from prefect.transactions import get_transaction
 
 from flows.binding import Place, StageRun, compute_and_keep, look_up
-from schemas.errors import ExecutorError, StoreUnavailable, TurnledgerError
+from flows.clusters import Handed, cluster_at_work
+from schemas.errors import ClusterError, ExecutorError, StoreUnavailable, TurnledgerError
 from schemas.refs import StageOutput
 from storage import Found, Slot
 from storage.digests import json_digest
@@ -32,7 +34,7 @@ from storage.digests import json_digest
 P = ParamSpec("P")
 
 RETRIES = 2
-"""Of a task that the machine failed: the sandbox or the connection to the store."""
+"""Of a task that the machine failed: the sandbox, the store's connection, or a cluster."""
 
 
 class Planner(Protocol):
@@ -93,13 +95,17 @@ class LedgerPolicy(CachePolicy):
 class StageTask(Generic[P]):
     """A stage as Prefect task: references and a config in, references out."""
 
-    def __init__(self, describe: Callable[P, StageRun], run_name: str) -> None:
+    def __init__(
+        self, describe: Callable[P, StageRun], run_name: str, *, scales_out: bool = False
+    ) -> None:
         self.describe = describe
         """Returns the stage run of some arguments, without computing anything."""
+        self.scales_out = scales_out
+        """Whether the workers of a cluster may compute it."""
 
         @functools.wraps(describe)
         def body(*args: P.args, **kwargs: P.kwargs) -> StageOutput:
-            return _run_as_task(describe(*args, **kwargs))
+            return self._run_as_task(describe(*args, **kwargs), args, kwargs)
 
         self.task: Task[P, StageOutput] = Task(
             body,
@@ -130,7 +136,10 @@ class StageTask(Generic[P]):
         planner = planner_at_work()
         if planner is not None:
             return planner.stage(self.describe(*args, **kwargs))
-        return self._chosen(args, kwargs).submit(*args, **kwargs)
+        chosen, cluster = self._chosen(args, kwargs), cluster_at_work()
+        if cluster is None or not self.scales_out:
+            return chosen.submit(*args, **kwargs)
+        return cluster.submit(chosen, self._named(args, kwargs))
 
     def here(self, *args: P.args, **kwargs: P.kwargs) -> StageOutput:
         """Runs the stage at once, without Prefect: stored results are used, new ones kept."""
@@ -144,41 +153,75 @@ class StageTask(Generic[P]):
             return self.task.with_options(refresh_cache=True)
         return self.task
 
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return dict(inspect.signature(self.describe).bind(*args, **kwargs).arguments)
 
-def stage_task(run_name: str) -> Callable[[Callable[P, StageRun]], StageTask[P]]:
+    def _run_as_task(
+        self, run: StageRun, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> StageOutput:
+        """Returns the result of a stage run inside its task; computes it if it must."""
+        context = TaskRunContext.get()
+        is_refresh = context is not None and bool(context.task.refresh_cache)
+        if is_refresh:
+            output = self._computed(run, args, kwargs, "refresh was asked for", replace=True)
+        else:
+            found = _handed_over(context) or look_up(run)
+            output = found.output or self._computed(run, args, kwargs, found.reason, replace=False)
+        transaction = get_transaction()
+        if transaction is not None:
+            # Prefect asked for the key before there was a result. Kept under the key that the next
+            # run will ask for, the reference is found then.
+            transaction.key = _key(run, output)
+        return output
+
+    def _computed(
+        self,
+        run: StageRun,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        reason: str,
+        *,
+        replace: bool,
+    ) -> StageOutput:
+        """Computes a stage run, here or on a worker."""
+        context, cluster = TaskRunContext.get(), cluster_at_work()
+        if cluster is None or context is None or not self.scales_out or run.needs_device:
+            return compute_and_keep(run, reason, replace=replace)
+        handed = Handed(
+            name=f"{context.task_run.name} on a worker",
+            module=self.describe.__module__,
+            task=self.describe.__name__,
+            arguments=self._named(args, kwargs),
+            fingerprint=run.fingerprint,
+            reason=reason,
+            replace=replace,
+        )
+        return compute_and_keep(
+            run, reason, replace=replace, elsewhere=lambda: cluster.compute(handed)
+        )
+
+
+def stage_task(
+    run_name: str, *, scales_out: bool = False
+) -> Callable[[Callable[P, StageRun]], StageTask[P]]:
     """Makes a stage task of a function that describes a stage run.
 
     Args:
         run_name: Name of its task runs, with parameters in braces. The name of the function
             without `_task` is that of the stage.
+        scales_out: Whether the workers of a cluster may compute it: it needs no engine, and its
+            inputs are small enough for a machine without a GPU.
     """
 
     def decorate(describe: Callable[P, StageRun]) -> StageTask[P]:
-        return StageTask(describe, run_name)
+        return StageTask(describe, run_name, scales_out=scales_out)
 
     return decorate
 
 
 def is_infrastructure_failure(task: object, run: object, state: State[Any]) -> bool:
     """Says whether a task failed by the machine's fault, which may pass; else it fails again."""
-    return isinstance(state.data, ExecutorError | StoreUnavailable)
-
-
-def _run_as_task(run: StageRun) -> StageOutput:
-    """Returns the result of a stage run inside its task; computes it if it must."""
-    context = TaskRunContext.get()
-    is_refresh = context is not None and bool(context.task.refresh_cache)
-    if is_refresh:
-        output = compute_and_keep(run, "refresh was asked for", replace=True)
-    else:
-        found = _handed_over(context) or look_up(run)
-        output = found.output or compute_and_keep(run, found.reason)
-    transaction = get_transaction()
-    if transaction is not None:
-        # Prefect asked for the key before there was a result. Kept under the key that the next
-        # run will ask for, the reference is found then.
-        transaction.key = _key(run, output)
-    return output
+    return isinstance(state.data, ExecutorError | StoreUnavailable | ClusterError)
 
 
 def _handed_over(context: TaskRunContext | None) -> Found | None:

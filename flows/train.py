@@ -15,11 +15,13 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.artifacts import EventLog, publish_accuracy, publish_iteration
 from flows.binding import Place, freeze_code
 from flows.catalogue import is_evaluated
+from flows.clusters import scaled_out
 from flows.credit_tasks import (
     advantages_task,
     evaluation_task,
     optimisation_task,
 )
+from flows.device_limits import held, limits_of
 from flows.events import listening
 from flows.kept_policies import PolicyKeeper
 from flows.outside import problem_sections
@@ -77,7 +79,11 @@ def train(store: str, run: str, config: RunConfig, refresh: tuple[str, ...] = ()
         keeper.free(done)
         publish_iteration(done, log.take(done.iteration))
 
-    with listening(log.note):
+    with (
+        listening(log.note),
+        held(place, limits_of(config, samples=True, learns=True)),
+        scaled_out(config.compute),
+    ):
         policy = training(place, config, on_iteration)
     publish_accuracy(place)
     return policy

@@ -262,6 +262,20 @@ class ComputeConfig(Section):
     the best evaluation; null for all. Tables are always kept."""
     verify: Literal["full", "sampled"] = "full"
     """How stored results are verified: every byte, or sizes and a few blocks of large files."""
+    task_runner: Literal["threads", "ray", "dask"] = "threads"
+    """Where shards execute code, are scored and compared: on threads of the flow's process, or on
+    the workers of a Ray or Dask cluster. Sampling and learning stay in the flow's process."""
+    cluster_url: str | None = Field(None, min_length=1)
+    """Address of a cluster that runs already, such as head:6379 (Ray) or tcp://head:8786 (Dask);
+    null starts one on this machine for the time of the flow."""
+
+    @model_validator(mode="after")
+    def _an_address_is_that_of_a_cluster(self) -> "ComputeConfig":
+        if self.cluster_url is not None and self.task_runner == "threads":
+            raise ValueError(
+                f"cluster_url={self.cluster_url} is that of a cluster: set task_runner=ray or dask"
+            )
+        return self
 
     @model_validator(mode="after")
     def _processes_have_devices_of_their_own(self) -> "ComputeConfig":

@@ -47,3 +47,7 @@ class StageError(TurnledgerError):
 
 class EngineError(TurnledgerError):
     """A rollout engine that does not start, answer or hold the right weights."""
+
+
+class ClusterError(TurnledgerError):
+    """A Ray or Dask cluster that is missing, lost a worker too often, or runs other code."""
