@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +55,9 @@ def train(
 
     Example: turnledger train --run first --set iterations=5 --set advantages.estimator=grpo
     """
-    settings = settings_of(_existing(store), run, config, overrides)
+    from flows.asked import existing_store
+
+    settings = settings_of(existing_store(store), run, config, overrides)
     if show_config:
         typer.echo(as_toml(settings))
         return
@@ -105,14 +106,6 @@ Open any table of the run in Polars:
     )
 
 
-def _existing(store: str) -> "Store | None":
-    """Opens a store, if there is one."""
-    from storage import Store
-
-    is_there = "://" in store or Path(store).exists()
-    return Store.open(store, create=True) if is_there else None
-
-
 def _known_stages(stages: list[str]) -> tuple[str, ...]:
     from flows.catalogue import STAGES
 
@@ -126,18 +119,11 @@ def _train(
     store: str, run: str | None, config: "RunConfig", refresh: tuple[str, ...]
 ) -> "tuple[pl.DataFrame, str]":
     """Trains and returns the accuracy by iteration and the name of the run."""
+    from flows.asked import checked_training
     from flows.binding import Place
     from flows.report import accuracy_by_iteration
-    from flows.sessions import check_inputs, default_run_name, refuse_imported
-    from storage import Store
 
-    name = run or default_run_name(config)
-    there = _existing(store)
-    place = None if there is None else Place(store=there.url, run=name, iteration=0)
-    if there is not None:
-        refuse_imported(there, name)
-    check_inputs(config, place)
-    opened = Store.open(store, create=True)
+    opened, name = checked_training(store, run, config)
     typer.echo(f"run {name} in {store}")
 
     def work() -> None:
@@ -179,20 +165,17 @@ def in_session(
     Raises:
         TurnledgerError: If the run cannot be used, or the work fails.
     """
-    from flows.interrupts import END_TIME_S, end_within, interrupts_told
+    from flows.asked import holding
+    from flows.interrupts import END_TIME_S, end_within
     from flows.progress import Display
-    from flows.sessions import check_prefect_home, session, visit
+    from flows.sessions import check_prefect_home
 
     check_prefect_home()
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-    held: AbstractContextManager[object] = (
-        visit(store, run) if in_place else session(store, run, config, parent=parent)
-    )
     try:
         with (
-            held,
+            holding(store, run, config, parent, in_place=in_place),
             Display(Console(), store, config.iterations) as display,
-            interrupts_told(),
         ):
             work()
     except KeyboardInterrupt as error:
