@@ -15,6 +15,7 @@ from flows import (
     cli_inspect,
     cli_ledger,
     cli_rerun,
+    cli_serve,
     cli_timeline,
     cli_train,
 )
@@ -40,6 +41,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_rerun.rerun,
         cli_rerun.evaluate,
         cli_import.import_trajectories,
+        cli_serve.serve,
     ),
     "Tables": (
         cli_inspect.runs,
