@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,10 @@ def process(command: list[str], folder: Path, environment: dict[str, str]) -> It
             yield log
         finally:
             started.send_signal(signal.SIGINT)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 started.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                pass
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(started.pid, signal.SIGKILL)  # flow runs are of its group
-            except ProcessLookupError:
-                pass
             started.wait()
 
 
@@ -204,6 +200,7 @@ def nights(
     with prefect_server_on(request.param, tmp_path_factory.mktemp("server")) as url:
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("TURNLEDGER_")},
+            "PWD": str(folder),  # as a shell says it, from which prefect.yaml takes it
             "PYTHONPATH": str(ROOT),
             "PREFECT_API_URL": url,
             "PREFECT_HOME": str(folder / "prefect"),
