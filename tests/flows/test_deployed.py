@@ -1,4 +1,4 @@
-"""Deployments and series of nights, without a schedule: what they refuse, and how they are named."""
+"""Deployments and series of nights without a schedule: what they refuse and how they go on."""
 
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,6 @@ def test_serving_needs_a_server_that_stays(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("PREFECT_API_URL")
     with (
         temporary_settings(restore_defaults={PREFECT_API_URL}),
-        pytest.raises(ConfigError, match="prefect server start.*PREFECT_API_URL"),
+        pytest.raises(ConfigError, match=r"prefect server start.*PREFECT_API_URL"),
     ):
         serve(["train"], interval_s=60)
