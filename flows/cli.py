@@ -18,6 +18,7 @@ from flows import (
     cli_page,
     cli_rerun,
     cli_runs,
+    cli_serve,
     cli_size,
     cli_timeline,
     cli_train,
@@ -46,6 +47,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_benchmark.benchmark,
         cli_import.import_trajectories,
         cli_size.size,
+        cli_serve.serve,
     ),
     "Runs": (cli_runs.runs, cli_runs.watch, cli_runs.publish),
     "Tables": (

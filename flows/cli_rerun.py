@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,16 +24,13 @@ from flows.cli_options import (
     write_frame,
 )
 from flows.cli_train import in_session
-from schemas.errors import ConfigError, TurnledgerError
+from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from flows.binding import Place
-    from flows.catalogue import Scope
+    from flows.asked import AskedRerun
     from flows.reporters import Reporter
-    from schemas.config import RunConfig
-    from storage import RunParent, Store
 
 IterationOption = Annotated[int, typer.Option("--iteration", min=0, help="Iteration to branch.")]
 
@@ -160,25 +156,6 @@ def plan(  # noqa: PLR0913, PLR0917, options of the command line
         typer.echo(line)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rerun:
-    """A rerun as asked for."""
-
-    store: "Store"
-    source: str
-    into: str | None
-    iteration: int
-    scope: "Scope"
-    overrides: list[str]
-    old: "RunConfig"
-    config: "RunConfig"
-
-    @property
-    def in_place(self) -> bool:
-        """Whether an evaluation adds to its run, since it changes nothing."""
-        return self.scope.first == "evaluation" and self.config == self.old and self.into is None
-
-
 def _asked(
     stage: str,
     store: str,
@@ -188,17 +165,20 @@ def _asked(
     overrides: list[str] | None,
     until: str | None,
     only: bool | None,
-) -> _Rerun:
-    from flows.catalogue import Scope, check_stage
-    from flows.sessions import branch_config
+) -> "AskedRerun":
+    from flows.asked import AskedRerun
     from storage import Store
 
-    scope = Scope.of(check_stage(stage), last_stage(stage, until, only))
     opened = Store.open(store)
-    source = chosen_run(opened, run)
-    changes = overrides or []
-    old, config = branch_config(opened, source, scope, changes)
-    return _Rerun(opened, source, into, iteration, scope, changes, old, config)
+    return AskedRerun.of(
+        opened,
+        chosen_run(opened, run),
+        stage=stage,
+        iteration=iteration,
+        until=last_stage(stage, until, only),
+        into=into,
+        overrides=overrides or [],
+    )
 
 
 def _plan_training(
@@ -235,12 +215,12 @@ def _plan_training(
     return plan_training(place, settings)
 
 
-def _plan_rerun(asked: _Rerun) -> "pl.DataFrame":
+def _plan_rerun(asked: "AskedRerun") -> "pl.DataFrame":
     from flows.binding import Place
     from flows.plan import plan_rerun
     from flows.sessions import refuse_left_over
 
-    into = _target(asked)
+    into = asked.target()
     refuse_left_over(asked.store, into)
     told = f"rerun of {asked.scope.first} in {asked.source}, iteration {asked.iteration}"
     typer.echo(f"plan of a {told}, into {into}")
@@ -253,90 +233,28 @@ def _plan_rerun(asked: _Rerun) -> "pl.DataFrame":
     return plan_rerun(old, old.model_copy(update={"run": into}), asked.scope, asked.config)
 
 
-def _target(asked: _Rerun) -> str:
-    """Returns the run that takes the results."""
-    from flows.sessions import branch_name
-
-    if asked.in_place:
-        return asked.source
-    if asked.into == asked.source:
-        raise ConfigError(f"--into {asked.into} is the run itself: name another one")
-    return asked.into or branch_name(asked.store, asked.source, _parent(asked), asked.config)
-
-
-def _parent(asked: _Rerun) -> "RunParent":
-    from flows.catalogue import ORDER
-    from storage import RunParent
-
-    until = None if asked.scope.last == ORDER[-1] else asked.scope.last
-    return RunParent(
-        run=asked.source,
-        iteration=asked.iteration,
-        stage=asked.scope.first,
-        until=until,
-        overrides=asked.overrides,
-    )
-
-
-def _rerun(asked: _Rerun, told: "Reporter", *, refresh: bool = False) -> None:
+def _rerun(asked: "AskedRerun", told: "Reporter", *, refresh: bool = False) -> None:
     """Runs stages again into a branch and says what came of it."""
-    from flows.binding import Place
-    from flows.failed_branches import note_refused_branch
-
-    opened, source, scope = asked.store, asked.source, asked.scope
-    is_evaluation = scope.first == "evaluation"
-    in_place, parent, name = asked.in_place, _parent(asked), _target(asked)
-    old = Place(store=opened.url, run=source, iteration=asked.iteration)
-    try:
-        _check(asked, old)
-    except TurnledgerError as error:
-        if asked.into is not None:
-            note_refused_branch(opened, name, asked.config, parent, error)
-        raise
-    doing = "evaluation of" if is_evaluation else f"rerun of {scope.first} in"
+    source, scope, name = asked.source, asked.scope, asked.target()
+    asked.check()
+    doing = "evaluation of" if scope.first == "evaluation" else f"rerun of {scope.first} in"
     told.say(f"{doing} {source}, iteration {asked.iteration}, into {name}")
 
     changes: list[dict[str, Any]] = []
 
     def work() -> None:
-        from flows.rerun import rerun as rerun_flow
         from flows.sessions import start_prefect
-        from flows.train import note_iteration
 
         start_prefect()
-        changes[:] = rerun_flow(
-            *(opened.url, source, name, asked.iteration, scope.first),
-            config=asked.config,
-            until=parent.until,
-            refresh=refresh,
-        )
-        if scope.needs("optimisation") and not in_place:  # then the branch holds the policy
-            note_iteration(old.model_copy(update={"run": name}))
+        changes[:] = asked.compute(name, refresh=refresh)
 
-    in_session(opened, name, asked.config, parent, work, told, in_place=in_place)
+    in_session(asked.store, name, asked.config, asked.parent, work, told, in_place=asked.in_place)
     _tell_rerun(asked, name, changes, told)
 
 
-def _check(asked: _Rerun, old: "Place") -> None:
-    """Refuses a rerun that would fail later, before anything is started."""
-    from flows.outside import PROBLEM_PATHS
-    from flows.rerun import check_source, reads_problems
-    from flows.sessions import check_inputs
-
-    scope = asked.scope
-    check_source(asked.store, old, scope, asked.config)
-    reads = PROBLEM_PATHS if reads_problems(old, scope, asked.config) else ()
-    check_inputs(
-        asked.config,
-        old.at(0),
-        reads=reads,
-        samples=scope.samples,
-        runs_code=scope.runs_code,
-        shapes=scope.computes("similarity"),
-    )
-
-
-def _tell_rerun(asked: _Rerun, name: str, changes: list[dict[str, Any]], told: "Reporter") -> None:
+def _tell_rerun(
+    asked: "AskedRerun", name: str, changes: list[dict[str, Any]], told: "Reporter"
+) -> None:
     """Says what a rerun changed, and where to look."""
     from flows.catalogue import STAGES
     from flows.report import accuracy_by_iteration, accuracy_table, changes_line

@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,10 +59,11 @@ def train(
 
     Example: turnledger train --run first --set iterations=5 --set advantages.estimator=grpo
     """
+    from flows.asked import existing_store
     from flows.reporters import reporter
 
     with reporter(quiet=quiet, as_json=as_json) as told:
-        settings = settings_of(_existing(store), run, config, overrides)
+        settings = settings_of(existing_store(store), run, config, overrides)
         if show_config:
             typer.echo(as_toml(settings))
             return
@@ -123,14 +123,6 @@ Open any table of the run in Polars:
     )
 
 
-def _existing(store: str) -> "Store | None":
-    """Opens a store, if there is one."""
-    from storage import Store
-
-    is_there = "://" in store or Path(store).exists()
-    return Store.open(store, create=True) if is_there else None
-
-
 def _known_stages(stages: list[str]) -> tuple[str, ...]:
     from flows.catalogue import STAGES
 
@@ -148,24 +140,11 @@ def _train(
     told: "Reporter",
 ) -> "tuple[pl.DataFrame, str]":
     """Trains and returns the accuracy by iteration and the name of the run."""
+    from flows.asked import checked_training
     from flows.binding import Place
-    from flows.failed_branches import refuse_failed_branch
     from flows.report import accuracy_by_iteration
-    from flows.sessions import (
-        check_inputs,
-        default_run_name,
-        refuse_imported,
-    )
-    from storage import Store
 
-    name = run or default_run_name(config)
-    there = _existing(store)
-    place = None if there is None else Place(store=there.url, run=name, iteration=0)
-    if there is not None:
-        refuse_imported(there, name)
-        refuse_failed_branch(there, name)
-    check_inputs(config, place)
-    opened = Store.open(store, create=True)
+    opened, name = checked_training(store, run, config)
     told.say(f"{'run' if opened.has_run(name) else 'new run'} {name} in {store}")
 
     def work() -> None:
@@ -209,21 +188,18 @@ def in_session(
     Raises:
         TurnledgerError: If the run cannot be used, or the work fails.
     """
+    from flows.asked import holding
     from flows.events import listening
-    from flows.interrupts import END_TIME_S, end_within, interrupts_told
-    from flows.sessions import check_prefect_home, session, visit
+    from flows.interrupts import END_TIME_S, end_within
+    from flows.sessions import check_prefect_home
 
     check_prefect_home()
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-    held: AbstractContextManager[object] = (
-        visit(store, run) if in_place else session(store, run, config, parent=parent)
-    )
     try:
         with (
-            held,
+            holding(store, run, config, parent, in_place=in_place),
             told.of_run(store, run, None if parent else config, _begin(store, run)),
             listening(told.on_event),
-            interrupts_told(),
         ):
             work()
     except KeyboardInterrupt as error:

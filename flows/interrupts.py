@@ -8,8 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prefect.exceptions import TerminationSignal
+
 END_TIME_S = 15.0
 """Seconds in which an interrupted process ends in the usual way, if it does so at all."""
+
+INTERRUPTS = (KeyboardInterrupt, TerminationSignal)
+"""What ends a flow without an error: Ctrl-C, and a worker that cancels a flow run or stops."""
 
 
 @contextmanager
@@ -21,19 +26,23 @@ def interrupts_told() -> Iterator[None]:
 
     Raises:
         KeyboardInterrupt: If an interrupt is among what the error came from.
+        TerminationSignal: The same of the signal by which Prefect's workers end a flow run.
     """
     try:
         yield
     except Exception as error:
-        if _came_from_interrupt(error):
+        interrupt = _interrupt_behind(error)
+        if isinstance(interrupt, TerminationSignal):
+            raise TerminationSignal(interrupt.signal) from error
+        if interrupt is not None:
             raise KeyboardInterrupt from error
         raise
 
 
-def _came_from_interrupt(error: BaseException | None) -> bool:
-    if error is None or isinstance(error, KeyboardInterrupt):
-        return error is not None
-    return _came_from_interrupt(error.__cause__) or _came_from_interrupt(error.__context__)
+def _interrupt_behind(error: BaseException | None) -> BaseException | None:
+    if error is None or isinstance(error, INTERRUPTS):
+        return error
+    return _interrupt_behind(error.__cause__) or _interrupt_behind(error.__context__)
 
 
 def end_within(time_s: float, exit_code: int) -> None:

@@ -57,6 +57,16 @@ def accuracy_table(accuracy: pl.DataFrame) -> Table:
     return table
 
 
+def accuracy_line(store: str, run: str) -> str:
+    """Says in one line what the last evaluation of a run found."""
+    row = accuracy_by_iteration(store, run).row(-1, named=True)
+    return (
+        f"run {run}, iteration {row['iteration']}: avg@{row['samples']} "
+        f"{_number(row['avg_at_k'])} ({_number(row['low'])} to {_number(row['high'])}) "
+        f"on {row['problems']} held-out problems"
+    )
+
+
 def draw_accuracy(accuracy: pl.DataFrame, title: str, path: Path) -> None:
     """Draws accuracy by iteration with its intervals into a PNG file."""
     from matplotlib.figure import Figure

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from flows.binding import Place
 from flows.catalogue import ORDER, STAGES, Scope
+from flows.interrupts import INTERRUPTS
 from flows.outside import PATHS, contents, embedding_model, readable_files, stored_contents
 from schemas.config import ComputeConfig, RunConfig, VllmConfig, changed_keys, override_config
 from schemas.errors import (
@@ -315,7 +316,7 @@ def session(
         store.save_run(record)
         try:
             yield record
-        except KeyboardInterrupt:
+        except INTERRUPTS:
             _close(store, run, "interrupted", None)
             raise
         except BaseException as error:

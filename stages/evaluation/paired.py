@@ -34,39 +34,49 @@ def compare_policies(before: pl.DataFrame, after: pl.DataFrame, *, seed: int = 0
     Returns:
         Columns of `PAIRED_SCHEMA`: mean shares on the problems of both, their difference (after
         less before) with its 95 % bootstrap interval over problems, the p-value of a paired
-        randomisation test, and that value corrected by Holm's method for the benchmarks compared.
+        randomisation test, and that value corrected by Holm's method for the benchmarks compared;
+        null for a benchmark without a problem that both have an outcome of.
 
     Raises:
-        TurnledgerError: If the two have no problem of any benchmark in common.
+        TurnledgerError: If the two have no benchmark in common.
     """
     shares = [_shares(evaluations) for evaluations in (before, after)]
     joined = shares[0].join(shares[1], on=["benchmark", "task_id"], how="full", coalesce=True)
+    names = {*before["benchmark"]} & {*after["benchmark"]}
     both = pl.col("share").is_not_null() & pl.col("share_right").is_not_null()
     rows = []
     for (benchmark,), problems in joined.sort("benchmark", "task_id").group_by(
         "benchmark", maintain_order=True
     ):
-        paired = problems.filter(both)
-        if paired.is_empty():
+        if benchmark not in names:
             continue
-        a, b = paired["share"].to_numpy(), paired["share_right"].to_numpy()
-        rows.append(
-            {
-                "benchmark": benchmark,
-                "problems": len(paired),
-                "one_sided": len(problems) - len(paired),
-                "before": a.mean(),
-                "after": b.mean(),
-                "difference": (b - a).mean(),
-                **dict(zip(("low", "high"), bootstrap_interval(b - a, seed), strict=True)),
-                "p_value": sign_flip_p_value(b - a, seed),
-            }
-        )
+        paired = problems.filter(both)
+        counts = {"problems": len(paired), "one_sided": len(problems) - len(paired)}
+        rows.append({"benchmark": benchmark, **counts, **_difference(paired, seed)})
     if not rows:
-        raise TurnledgerError("the two policies have no problem of a benchmark in common")
-    compared = pl.DataFrame(rows, schema=PAIRED_SCHEMA)
-    corrected = holm(compared["p_value"].to_numpy())
-    return compared.with_columns(p_corrected=pl.Series(corrected))
+        raise TurnledgerError("the two policies have no benchmark in common")
+    compared = pl.DataFrame(rows, schema=PAIRED_SCHEMA).drop("p_corrected")
+    tested = compared.drop_nulls("p_value")
+    corrected = pl.Series("p_corrected", holm(tested["p_value"].to_numpy()))
+    return compared.join(
+        tested.select("benchmark", corrected), on="benchmark", how="left", maintain_order="left"
+    )
+
+
+def _difference(paired: pl.DataFrame, seed: int) -> dict[str, float | None]:
+    """Returns the figures of one benchmark; none without a problem of both."""
+    if paired.is_empty():
+        return {}
+    before, after = paired["share"].to_numpy(), paired["share_right"].to_numpy()
+    low, high = bootstrap_interval(after - before, seed)
+    return {
+        "before": before.mean(),
+        "after": after.mean(),
+        "difference": (after - before).mean(),
+        "low": low,
+        "high": high,
+        "p_value": sign_flip_p_value(after - before, seed),
+    }
 
 
 def _shares(evaluations: pl.DataFrame) -> pl.DataFrame:

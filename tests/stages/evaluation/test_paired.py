@@ -2,10 +2,13 @@
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.errors import TurnledgerError
 from stages.evaluation.paired import compare_policies
 from tests.stages.evaluation.evaluation_frames import evaluations_frame
+from tests.stages.reward_frames import LAW
 
 
 def test_the_difference_is_taken_problem_by_problem() -> None:
@@ -48,6 +51,29 @@ def test_p_values_of_several_benchmarks_are_corrected() -> None:
     assert found["p_corrected"].to_list() == [4 / 2**8] * 2
 
 
-def test_policies_without_a_common_problem_are_refused() -> None:
-    with pytest.raises(TurnledgerError, match="no problem of a benchmark in common"):
-        compare_policies(evaluations_frame({"a": [True]}), evaluations_frame({"b": [True]}))
+def test_a_benchmark_without_a_common_outcome_has_no_figures() -> None:
+    before = evaluations_frame({"a": [None], "b": [True]})
+    row = compare_policies(before, evaluations_frame({"a": [True]})).row(0, named=True)
+    assert (row["problems"], row["one_sided"]) == (0, 2)
+    names = ("before", "after", "difference", "low", "high", "p_value", "p_corrected")
+    assert [row[name] for name in names] == [None] * 7
+
+
+def test_policies_without_a_common_benchmark_are_refused() -> None:
+    other = evaluations_frame({"a": [True]}, benchmark="other")
+    with pytest.raises(TurnledgerError, match="no benchmark in common"):
+        compare_policies(evaluations_frame({"a": [True]}), other)
+
+
+@LAW
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12))
+def test_the_comparison_turns_round_with_the_policies(pairs: list[tuple[bool, bool]]) -> None:
+    one, other = (
+        evaluations_frame({f"{i:02d}": [pair[side]] for i, pair in enumerate(pairs)})
+        for side in (0, 1)
+    )
+    there = compare_policies(one, other).row(0, named=True)
+    back = compare_policies(other, one).row(0, named=True)
+    assert there["difference"] == pytest.approx(-back["difference"])
+    assert there["low"] == pytest.approx(-back["high"], abs=1e-12)
+    assert there["p_value"] == pytest.approx(back["p_value"])
