@@ -165,7 +165,7 @@ def test_a_training_of_another_process_is_followed_from_before_it_begins(
     told = [(line["event"], line.get("iteration")) for line in lines if line["event"] != "stage"]
     assert ("iteration", 1) in told
     assert told[-2:] == [("evaluation", 2), ("end", None)]
-    assert lines[-1]["computed"] == sum(1 for _ in store.results("small"))
+    assert lines[-1]["computed"] + lines[-1]["reused"] == sum(1 for _ in store.results("small"))
 
 
 def test_a_training_that_is_killed_ends_its_watch_with_130(cli: Cli, tmp_path: Path) -> None:
