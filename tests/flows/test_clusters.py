@@ -182,12 +182,12 @@ def test_a_killed_worker_is_replaced_and_leaves_nothing_half_written(
         )
         made[run] = store.write(slot, by, tables={"turns": slow}, seconds=0.0, parents=[])
 
-    def executed(run: str, runner: ComputeConfig) -> StageOutput:
+    def executed(run: str, runner: ComputeConfig, *refresh: str) -> StageOutput:
         @flow(persist_result=False)
         def executing() -> StageOutput:
             with scaled_out(runner):
                 future = execution_task.submit(
-                    place.model_copy(update={"run": run}),
+                    place.model_copy(update={"run": run, "refresh": refresh}),
                     Shard(index=0, of=2),
                     0,
                     [made[run]],
@@ -218,10 +218,15 @@ def test_a_killed_worker_is_replaced_and_leaves_nothing_half_written(
     output = executed("killed", ComputeConfig(task_runner="ray"))
     watching.join()
     assert killed
-    expected = executed("undisturbed", ComputeConfig())
+    # Else it would be found stored, as what the cluster made of equal turns.
+    expected = executed("undisturbed", ComputeConfig(), "execution")
     assert output.tables["executions"].content == expected.tables["executions"].content
     assert store.read(output.tables["executions"])["stdout"].str.strip_chars().eq("1").all()
-    assert not any((Path(place.store) / "tmp").iterdir())
+    there, right = (
+        {file.name for file in (Path(place.store) / ref.uri).parent.iterdir()}
+        for ref in (output.tables["executions"], expected.tables["executions"])
+    )
+    assert there == right
 
 
 class _Weighing(ThreadPoolTaskRunner[Any]):
