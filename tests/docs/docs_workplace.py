@@ -3,6 +3,8 @@
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,20 +32,26 @@ class Workplace:
             check=False,
         )
 
+    @contextmanager
+    def with_server(self) -> Iterator[None]:
+        """Connects flows that are run in this process to the server of the tests."""
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: self.environment["PREFECT_API_URL"]}):
+            yield
+
     def run_here(self, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
         """Runs commands of `turnledger` in this process, which has imported everything already.
 
         Raises:
             AssertionError: If a command ends with another exit code than 0.
         """
-        from prefect.settings import PREFECT_API_URL, temporary_settings
-
         from flows.cli import main
 
         monkeypatch.chdir(self.folder)
         monkeypatch.delenv("TURNLEDGER_STORE", raising=False)
         monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")  # `main` would leave it set
-        with temporary_settings({PREFECT_API_URL: self.environment["PREFECT_API_URL"]}):
+        with self.with_server():
             for command in commands:
                 monkeypatch.setattr(sys, "argv", command)
                 with pytest.raises(SystemExit) as ended:

@@ -37,7 +37,8 @@ def test_what_a_page_shows_runs(
         if block.is_command:
             run_commands(block, workplace, monkeypatch)
         elif block.language == "python":
-            exec(compile(block.text, block.name, "exec"), names)
+            with workplace.with_server():
+                exec(compile(block.text, block.name, "exec"), names)
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.name)
