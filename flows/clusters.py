@@ -200,6 +200,8 @@ def compute_handed(handed: Handed) -> StageOutput:
 
 
 def _start_ray(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], Failures]:
+    # Else a thread that still waits when an interrupt has ended the cluster starts another one.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     from prefect_ray.task_runners import RayTaskRunner
     from ray.exceptions import RayError
 
@@ -239,6 +241,10 @@ def _apart_from_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+_IGNORES_CTRL_C = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+"""Code of a Dask worker's start: asyncio answers Ctrl-C there, whether blocked or not."""
+
+
 def _start_dask(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], Failures]:
     from concurrent.futures import CancelledError
 
@@ -254,6 +260,7 @@ def _start_dask(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], F
                 "threads_per_worker": 1,
                 "dashboard_address": "127.0.0.1:0",
                 "silence_logs": logging.CRITICAL,
+                "preload": _IGNORES_CTRL_C,
             }
         )
     else:
