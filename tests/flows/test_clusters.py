@@ -19,7 +19,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 from prefect.context import serialize_context
 from prefect.task_runners import ThreadPoolTaskRunner
-from small_runs import Cli, contents
+from small_runs import SMALL, Cli, contents, sets
 
 from flows import clusters
 from flows.binding import Place
@@ -35,7 +35,7 @@ from schemas.errors import ClusterError, StoreError
 from schemas.refs import StageOutput
 from schemas.tables import Turns
 from storage import Fingerprint, Store
-from tests.process_trees import processes_below, wait_until
+from tests.process_trees import alive, processes_below, wait_until
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("clusters")]
 ROOT = Path(__file__).parents[2]
@@ -382,3 +382,22 @@ def test_a_cluster_that_is_lost_is_told_as_such() -> None:
                     replace=False,
                 )
             )
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("runner", ["ray", "dask"])
+def test_ctrl_c_ends_flow_and_cluster_in_one_line(cli: Cli, tmp_path: Path, runner: str) -> None:
+    store = tmp_path / "store"
+    training = cli.start(
+        *("train", "--store", str(store), "--run", "small"),
+        *sets(*SMALL, "iterations=50", f"compute.task_runner={runner}"),
+    )
+    first = Place(store=str(store), run="small", iteration=1).slot("advantages")
+    assert wait_until((store / first.uri / "manifest.json").exists, 240)
+    started = set(processes_below(training.pid))
+    assert len(started) > 2
+    os.killpg(training.pid, signal.SIGINT)  # as a terminal does
+    _, said = training.communicate(timeout=120)
+    assert training.returncode == 130
+    assert said.splitlines() == ["interrupted: the same command continues run small"]
+    assert wait_until(lambda: not alive(started), 60)
