@@ -228,8 +228,9 @@ class Store:
             slot = manifest.slot
             raise StoreError(
                 f"the policy of iteration {slot.iteration} of {slot.run} is not kept any more "
-                "(compute.keep_policies): take an iteration whose policy is kept, or train again "
-                "from the last kept one before it"
+                "(compute.keep_policies); all updates of the run are computed again, and kept, by "
+                f"turnledger train --run {slot.run} --refresh optimisation "
+                "--set compute.keep_policies=1000"
             )
 
     def adopt(self, source: Slot, target: Slot) -> StageOutput | None:
