@@ -78,9 +78,11 @@ class Assumptions(Section):
     store_gb_per_s: float = Field(1.5, gt=0)
     """Writing, reading and digesting a policy. Assumed: SHA-256 on one core and a local disk."""
     bytes_a_sampled_token: float = Field(8.0, gt=0)
-    """Of a table of turns, executions, rewards and updates, in Parquet."""
-    bytes_a_turn: float = Field(900.0, gt=0)
-    """The same, beside what grows with the tokens."""
+    """Of the tables of an iteration, in Parquet. Assumed: twice the 3.8 of the quickstart's run,
+    `python -m benchmarks.table_bytes`, whose vocabulary has 293 tokens."""
+    bytes_a_turn: float = Field(250.0, gt=0)
+    """The same, beside what grows with the tokens. Measured: `python -m benchmarks.table_bytes`, of
+    the quickstart's run."""
     kept_policies: int = Field(5, ge=1)
     """`compute.keep_policies`, and those of the cold start and of the best evaluation."""
     storage_usd_per_gb_month: float = Field(0.023, ge=0)
