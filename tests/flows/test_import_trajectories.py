@@ -239,7 +239,7 @@ def test_the_commands_work_on_an_imported_run(cli: Cli, path: Path, tmp_path: Pa
     shown = cli.run("show", "advantages", "--run", "credited", *store)
     assert "advantages of credited, train: 9 rows" in shown.stdout
     listed = cli.run("runs", *store)
-    assert "file dump.jsonl" in listed.stdout
+    assert "imported from dump.jsonl" in listed.stdout
     for command in (("train", "--run", "theirs", *store), rerun_it):
         refused = cli.run(*command)
         assert refused.returncode == 1

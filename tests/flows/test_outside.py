@@ -109,7 +109,7 @@ def test_an_evaluation_on_another_file_does_not_take_the_stored_problems(
                    "--set", f"path={moved / name}", "--into", "other")  # fmt: skip
     assert done.returncode == 1
     assert f"evaluation.path: problem file {moved / name}" in done.stderr
-    assert not Store.open(moved / "store").has_run("other")
+    assert Store.open(moved / "store").run_record("other").status == "failed"
 
 
 def test_stored_problems_do_not_stand_for_a_file_read_in_another_way(cli: Cli, moved: Path) -> None:
@@ -118,7 +118,7 @@ def test_stored_problems_do_not_stand_for_a_file_read_in_another_way(cli: Cli, m
                    "--into", "other")  # fmt: skip
     assert done.returncode == 1
     assert "problems.path: problem file" in done.stderr
-    assert not Store.open(moved / "store").has_run("other")
+    assert Store.open(moved / "store").run_record("other").status == "failed"
 
 
 @pytest.mark.soak
