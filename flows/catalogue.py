@@ -4,9 +4,12 @@ A stage is a pure function in `stages`; here stands what its fingerprint and its
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from schemas.config import RunConfig
 from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from schemas.config import RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +145,7 @@ def usual_split(table: str) -> str:
     return "evaluation" if table == "evaluations" else "train"
 
 
-def is_evaluated(iteration: int, config: RunConfig) -> bool:
+def is_evaluated(iteration: int, config: "RunConfig") -> bool:
     """Says whether the policy of an iteration is evaluated."""
     return iteration % config.evaluation.every == 0 or iteration in (0, config.iterations)
 
