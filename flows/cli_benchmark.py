@@ -1,6 +1,5 @@
 """Commands for benchmarks: benchmark, contamination."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +21,7 @@ from schemas.errors import ConfigError, TurnledgerError
 if TYPE_CHECKING:
     import polars as pl
 
+    from flows.asked import AskedRerun
     from flows.benchmark_report import BenchmarkReport
     from flows.benchmarks import Graded, ProblemSet
     from storage import Store
@@ -67,6 +67,7 @@ def benchmark(  # noqa: PLR0913, PLR0917, options of the command line
 
     Example: turnledger benchmark --run first --on math500=math500.jsonl --samples 8 --to first.md
     """
+    from flows.asked import AskedRerun
     from flows.benchmark_report import write_report
     from flows.benchmarks import ProblemSet
     from storage import Store
@@ -76,63 +77,40 @@ def benchmark(  # noqa: PLR0913, PLR0917, options of the command line
     _check_report(to)
     opened = Store.open(store)
     source = chosen_run(opened, run)
-    last = opened.run_record(source).iterations_done
-    report = _benchmark(
-        _Asked(
-            store=opened,
-            source=source,
-            iteration=last if iteration is None else iteration,
-            sets=sets,
-            samples=samples,
-            against=against,
-            into=into,
-            overrides=overrides or [],
-        )
+    if iteration is None:
+        iteration = opened.run_record(source).iterations_done
+    asked = AskedRerun.of(
+        opened,
+        source,
+        stage="evaluation",
+        iteration=iteration,
+        into=into,
+        overrides=overrides or [],
     )
+    report = _benchmark(asked, sets, samples, against)
     _print(report)
     if to is not None:
         write_report(report, to)
         typer.echo(f"report  {to}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """Benchmarks as asked for."""
-
-    store: "Store"
-    source: str
-    iteration: int
-    sets: "list[ProblemSet]"
-    samples: int
-    against: str | None
-    into: str | None
-    overrides: list[str]
-
-
-def _benchmark(asked: _Asked) -> "BenchmarkReport":
+def _benchmark(
+    asked: "AskedRerun", sets: "list[ProblemSet]", samples: int, against: str | None
+) -> "BenchmarkReport":
     """Evaluates a policy on benchmarks and summarises the results."""
     from flows.benchmark_report import benchmark_report, other_policy
-    from flows.catalogue import Scope
     from flows.policies import stored_policy
     from flows.reporters import TextReporter
-    from flows.sessions import branch_config, branch_name, check_inputs, refuse_imported
-    from storage import RunParent
+    from flows.sessions import check_inputs, refuse_imported
 
-    store, source, iteration = asked.store, asked.source, asked.iteration
+    store, source, iteration, config = asked.store, asked.source, asked.iteration, asked.config
     refuse_imported(store, source)
     stored_policy(store, source, iteration)
-    names = [chosen.name for chosen in asked.sets]
+    name = asked.target()
     other = None
-    if asked.against is not None:
-        other = other_policy(store, *_policy(store, asked.against), names)
-    if asked.into == source:
-        raise ConfigError(f"--into {asked.into} is the run itself: name another one")
-    old, config = branch_config(store, source, Scope.of("evaluation"), asked.overrides)
-    parent = RunParent(
-        run=source, iteration=iteration, stage="evaluation", overrides=asked.overrides
-    )
-    in_place = config == old and asked.into is None
-    name = source if in_place else asked.into or branch_name(store, source, parent, config)
+    if against is not None:
+        names = [chosen.name for chosen in sets]
+        other = other_policy(store, *_policy(store, against), names)
     check_inputs(config, None, reads=(), shapes=False)
     typer.echo(f"benchmarks of {source}, iteration {iteration}, into {name}")
     graded: list[Graded] = []
@@ -142,11 +120,9 @@ def _benchmark(asked: _Asked) -> "BenchmarkReport":
         from flows.sessions import start_prefect
 
         start_prefect()
-        graded[:] = benchmark_flow(
-            *(store.url, source, name, iteration), asked.sets, asked.samples, config
-        )
+        graded[:] = benchmark_flow(store.url, source, name, iteration, sets, samples, config)
 
-    in_session(store, name, config, parent, work, TextReporter(), in_place=in_place)
+    in_session(store, name, config, asked.parent, work, TextReporter(), in_place=asked.in_place)
     return benchmark_report(
         *(store, name, iteration, graded),
         grading_time_s=config.turn_rewards.grading_time_s,

@@ -14,18 +14,18 @@ def _use_the_server() -> None:
     """In place of the fixture that starts a server for all other tests of flows."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with runs of every sort; tests only read it."""
     return make_store(tmp_path_factory.mktemp("pages") / "store")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reader(store: Store) -> Reader:
     return Reader(store)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(store: Store) -> TestClient:
     """Asks for pages without a network."""
     return TestClient(make_app(store), raise_server_exceptions=True)
