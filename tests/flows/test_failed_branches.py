@@ -27,7 +27,7 @@ def rerun(store: Path, into: str, *more: str, iteration: int = 2) -> list[str]:
     ("name", "iteration", "settings", "reason"),
     [
         ("never-begun", 9, [], "run small holds no rollout of iteration 9"),
-        ("stopped", 2, ["--set", "max_kl=1e-7"], "was stopped before step 1: divergence"),
+        ("stopped-by-guard", 2, ["--set", "max_kl=1e-7"], "was stopped before step 1: divergence"),
     ],
 )
 def test_training_it_tells_why_and_by_what_command(

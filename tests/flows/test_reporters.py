@@ -76,7 +76,7 @@ def test_a_rerun_tells_what_changed(cli: Cli, trained: Path) -> None:
     arguments = ("--store", str(trained), "--run", "small", "--iteration", "2")
     done = cli.run(
         *("rerun", "advantages", *arguments, "--only"),
-        *("--set", "gamma=0.5", "--into", "told", "--json"),
+        *("--set", "gamma=0.5", "--into", "told-by-json", "--json"),
     )
     changes = next(line for line in objects(done.stdout) if line["event"] == "changes")
     assert changes["source"] == "small"
