@@ -89,8 +89,8 @@ def score(place: Place, into: str, runner: ComputeConfig, **changes: Any) -> Sta
         prompts,
         outputs(place, "rollout"),
         outputs(place, "execution"),
-        # Other penalties than those of the run, so that it is not found stored.
-        TurnRewardsConfig(no_tool_penalty=-0.3),
+        # Another penalty than any other test of this store: the result must not be found stored.
+        TurnRewardsConfig(no_tool_penalty=-0.37),
     )
 
     @flow(persist_result=False)
@@ -282,7 +282,7 @@ def handed(place: Place, change: Callable[[Fingerprint], Fingerprint]) -> Handed
         "prompts": manifest.output(slot.uri).tables["prompts"],
         "turns": outputs(place, "rollout"),
         "executions": outputs(place, "execution"),
-        "config": TurnRewardsConfig(no_tool_penalty=-0.4),
+        "config": TurnRewardsConfig(no_tool_penalty=-0.47),
     }
     return Handed(
         name="scoring",
