@@ -20,6 +20,7 @@ from flows import (
     cli_runs,
     cli_serve,
     cli_size,
+    cli_study,
     cli_timeline,
     cli_train,
 )
@@ -45,6 +46,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         cli_rerun.rerun,
         cli_rerun.evaluate,
         cli_benchmark.benchmark,
+        cli_study.study,
         cli_import.import_trajectories,
         cli_size.size,
         cli_serve.serve,

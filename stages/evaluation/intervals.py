@@ -1,4 +1,4 @@
-"""Intervals by the bootstrap, and p-values by random signs, over problems."""
+"""Intervals by the bootstrap, and p-values by random signs, over problems or seeds."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,27 @@ def bootstrap_interval(values: NDArray[np.float64], seed: int) -> tuple[float | 
     draws = np.random.default_rng(seed).integers(len(values), size=(BOOTSTRAP_DRAWS, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
+
+
+def typical_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Returns an exact interval of a centre of symmetry, by typical values, and its coverage.
+
+    The means of all subsets of n values cut the line into 2^n parts, each of which holds the centre
+    with equal chance (Hartigan, "Using subsample values as typical values", 1969). The interval is
+    the shortest such one that covers at least 95 %; from fewer than six values there is none, and
+    the widest is returned. It holds exactly what the sign-flip test does not reject.
+
+    Args:
+        values: [1 to 14] independent values, each symmetric about the same centre.
+
+    Returns:
+        Low end, high end, and the chance that the centre lies between.
+    """
+    subsets = (np.arange(1, 2 ** len(values))[:, None] >> np.arange(len(values))) & 1
+    means = np.sort(subsets @ values / subsets.sum(axis=1))
+    parts = len(means) + 1
+    cut = max(1, int(0.025 * parts))
+    return float(means[cut - 1]), float(means[-cut]), 1 - 2 * cut / parts
 
 
 def sign_flip_p_value(differences: NDArray[np.float64], seed: int) -> float:
