@@ -55,7 +55,7 @@ from stages.rollout import roll_out_turn
 from stages.rollout.vllm_server import release_of
 from stages.shards import take_shard
 from storage import load_problems
-from storage.checkpoints import load_policy, save_policy
+from storage.checkpoints import load_given_policy, save_policy
 
 
 @stage_task("problems {place.split}")
@@ -100,7 +100,7 @@ def cold_start_task(place: Place, config: RunConfig) -> StageRun:
     def compute() -> Produced:
         given = None
         if config.policy.path is not None:
-            given = load_policy(config.policy.path, device=config.compute.device)
+            given = load_given_policy(config.policy.path, device=config.compute.device)
         if imitated:
             return _imitation(place, config, imitated, given, seed, on_step)
         started = on_torch_thread(

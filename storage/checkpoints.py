@@ -114,6 +114,27 @@ def load_policy(
     return model.eval(), load_tokenizer(folder)
 
 
+def load_given_policy(
+    folder: str | Path, *, device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Opens a policy folder that somebody else made, and looks at all of its weights.
+
+    Raises:
+        PolicyError: As `load_policy`, or if weights are NaN or infinite: whatever such a policy
+            says is no number either, which would be found only once it samples.
+    """
+    model, tokenizer = load_policy(folder, device=device)
+    for name, weight in model.named_parameters():
+        finite = weight.isfinite()
+        if not bool(finite.all()):
+            raise PolicyError(
+                f"{folder} cannot be used as a policy: {weight.numel() - int(finite.sum())} of "
+                f"{weight.numel()} numbers of {name} are NaN or infinite; save or convert the "
+                "model again, or take an earlier checkpoint of it"
+            )
+    return model, tokenizer
+
+
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Opens the tokenizer of a policy folder, without the model.
 

@@ -88,6 +88,7 @@ def start_policy(
 
     Raises:
         schemas.errors.PolicyError: If the dialogue does not suit the tokenizer.
+        schemas.errors.TurnledgerError: If a gradient is not finite.
     """
     if given is not None and config.cold_start.steps == 0:
         return _as_given(config, given)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from schemas.cold_start import ColdStartConfig
 from schemas.cold_start_tables import ColdStartUpdates, Demonstrations
+from schemas.errors import TurnledgerError
 from stages.dialogue import Dialogue
 
 
@@ -81,6 +82,9 @@ def train_on_demonstrations(
 
     Returns:
         One row a step.
+
+    Raises:
+        TurnledgerError: If a gradient is not finite; the step is not taken.
     """
     optimisers = _make_optimisers(model, config)
     batches = _batches(sequences, config, seed)
@@ -98,7 +102,12 @@ def train_on_demonstrations(
             logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
         )
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not bool(norm.isfinite()):
+            raise TurnledgerError(
+                f"cold start step {step}: the gradient is not finite; lower "
+                "cold_start.muon_learning_rate and cold_start.adamw_learning_rate"
+            )
         for optimiser, _ in optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)

@@ -79,3 +79,11 @@ def contents(store: Store, run: str = "small") -> dict[str, str]:
         if output.checkpoint is not None:
             digests[output.checkpoint.uri] = output.checkpoint.digest
     return digests
+
+
+def kept(store: Path, run: str = "small") -> list[int]:
+    """Returns the iterations whose policy has its files."""
+    return sorted(
+        int(path.parts[-4].removeprefix("iteration="))
+        for path in (store / f"run={run}").glob("iteration=*/split=train/stage=*/policy")
+    )

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_runs import Cli, contents
+from small_runs import Cli, contents, kept
 
 from flows.binding import Place
 from flows.kept_policies import PolicyKeeper, best_iteration
@@ -13,14 +13,6 @@ from flows.policies import policy_slot
 from flows.report import accuracy_by_iteration
 from flows.sessions import stored_config
 from storage import Store
-
-
-def kept(store: Path, run: str) -> list[int]:
-    """Returns the iterations whose policy has its files."""
-    return sorted(
-        int(path.parts[-4].removeprefix("iteration="))
-        for path in (store / f"run={run}").glob("iteration=*/split=train/stage=*/policy")
-    )
 
 
 def test_going_on_gives_what_a_run_that_kept_all_has(cli: Cli, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_runs import SMALL, Cli, sets
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -97,6 +98,20 @@ def test_a_policy_without_chat_template_is_refused_in_one_line(cli: Cli, tmp_pat
     assert done.returncode == 1
     assert "the policy's tokenizer has no chat template" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_policy_of_broken_weights_is_refused_before_it_samples(cli: Cli, tmp_path: Path) -> None:
+    folder, store = policy_folder(tmp_path / "policy"), tmp_path / "store"
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, path, metadata={"format": "pt"})
+    overrides = sets(*SMALL, *AS_IT_IS, f"policy.path={folder}")
+    done = cli.run("train", "--store", str(store), "--run", "small", *overrides)
+    assert done.returncode == 1
+    assert f"{folder} cannot be used as a policy: 1 of 2048 numbers of model.lay" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(store.glob("run=small/**/stage=rollout"))
 
 
 def smollm2() -> Path:

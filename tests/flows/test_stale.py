@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from small_runs import SMALL, Cli, sets
+from killed_updates import train_until_killed
+from small_runs import SMALL, Cli, contents, kept, sets
 
 from flows.binding import Place
 from flows.plan import plan_training
@@ -69,3 +70,13 @@ def test_a_rerun_samples_with_the_same_policy_and_can_be_trained_on(cli: Cli, st
         open_table(stale, "other", "turns").filter(iteration=3).collect()["policy_version"]
     ) == {1}
     assert work_times(stale, "other", iteration=3).height
+
+
+def test_a_killed_update_goes_on_to_the_same_bits_with_few_policies_kept(
+    cli: Cli, stale: Path, tmp_path: Path
+) -> None:
+    settings = (*STALE, "compute.keep_policies=2")
+    train_until_killed(cli, tmp_path / "killed", *settings, iteration=3)
+    cli.train(tmp_path / "killed", *settings)
+    assert contents(Store.open(tmp_path / "killed")) == contents(Store.open(stale))
+    assert kept(tmp_path / "killed") == [0, 2, 3]

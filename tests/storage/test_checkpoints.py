@@ -16,7 +16,13 @@ from schemas.config import PolicyConfig
 from schemas.errors import PolicyError, StoreError
 from stages.cold_start.tiny_policy import make_model, make_tokenizer
 from storage import Store
-from storage.checkpoints import end_ids, load_optimiser_state, load_policy, save_policy
+from storage.checkpoints import (
+    end_ids,
+    load_given_policy,
+    load_optimiser_state,
+    load_policy,
+    save_policy,
+)
 
 CONFIG = PolicyConfig(hidden_size=16, layers=1, heads=2, feed_forward_size=16)
 TOKENIZER = make_tokenizer(["one two 1 2 3"], CONFIG)
@@ -195,6 +201,26 @@ def test_a_damaged_folder_is_refused_in_one_line(
         load_policy(folder)
     assert str(folder) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_given_policy_with_weights_that_are_no_numbers_is_refused(
+    folder: Path, value: float
+) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["model.norm.weight"][3] = value
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(PolicyError, match=r"1 of \d+ numbers of model.norm.weight") as refused:
+        load_given_policy(folder)
+    assert str(folder) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_given_policy_is_opened_like_any_other(folder: Path) -> None:
+    given, stored = load_given_policy(folder)[0], load_policy(folder)[0]
+    for name, weight in stored.state_dict().items():
+        assert torch.equal(given.state_dict()[name], weight)
 
 
 def test_a_missing_folder_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from schemas.cold_start import ColdStartConfig
 from schemas.cold_start_tables import ColdStartUpdates, Demonstrations
 from schemas.config import PolicyConfig, RolloutConfig
+from schemas.errors import TurnledgerError
 from stages.cold_start.tiny_policy import TinyModel, make_model
 from stages.cold_start.training import Sequences, tokenise, train_on_demonstrations
 from stages.dialogue.tags import TagDialogue
@@ -220,3 +221,14 @@ def test_each_step_is_told_with_its_loss(dialogue: TagDialogue, sequences: Seque
     )
     assert told == updates.select("step", "loss").rows()
     assert not model.training
+
+
+def test_a_gradient_that_is_not_finite_stops_it(
+    dialogue: TagDialogue, sequences: Sequences
+) -> None:
+    model = make_model(dialogue.tokenizer, SMALL_POLICY, seed=1)
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    config = ColdStartConfig(steps=1, batch_size=8)
+    with pytest.raises(TurnledgerError, match="step 0: the gradient is not finite; lower cold_st"):
+        train_on_demonstrations(model, sequences, config, pad_id=dialogue.pad_id, seed=0)
