@@ -11,7 +11,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PIP = $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 VLLM_INSTALLED = $(VLLM_VENV)/.installed
 
-.PHONY: help quickstart vllm browser test soak check format bench clean
+.PHONY: help quickstart vllm browser test soak check format bench study clean
 
 help:  ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
 	$(VENV)/bin/python -m benchmarks.optimisation --memory
 	$(VENV)/bin/python -m benchmarks.processes
 	$(VENV)/bin/python -m benchmarks.page
+
+study: $(INSTALLED)  ## Trains and reports the study of docs/study.md, hours on two cores; goes on where it was
+	$(VENV)/bin/turnledger study recipes/study.toml --piece main --to docs/study
 
 clean:  ## Removes the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -12,6 +12,8 @@ from prefect.exceptions import TerminationSignal
 
 END_TIME_S = 15.0
 """Seconds in which an interrupted process ends in the usual way, if it does so at all."""
+CLOSING_TIME_S = 10.0
+"""Seconds that what was registered for the exit may then take."""
 
 INTERRUPTS = (KeyboardInterrupt, TerminationSignal)
 """What ends a flow without an error: Ctrl-C, and a worker that cancels a flow run or stops."""
@@ -49,12 +51,15 @@ def end_within(time_s: float, exit_code: int) -> None:
     """Ends this process after a time, if it has not ended by then.
 
     A pool of threads that was interrupted while it started one does not know that thread, and the
-    interpreter would wait for it for ever. What was registered for the exit is done first.
+    interpreter would wait for it for ever. What was registered for the exit is done first, as far as
+    it takes no longer than `CLOSING_TIME_S`: it may wait for the very thread that was interrupted.
     """
 
     def end() -> None:
         time.sleep(time_s)
-        atexit._run_exitfuncs()
+        closing = threading.Thread(target=atexit._run_exitfuncs, name="closing", daemon=True)
+        closing.start()
+        closing.join(CLOSING_TIME_S)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

@@ -126,7 +126,7 @@ class GivenServer:
         """
         try:
             response = _answer(f"{self.url}/version", self.headers)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise EngineError(f"{self.name} does not answer: look whether it runs") from error
         self._refuse_missing_key(response.status_code)
         try:

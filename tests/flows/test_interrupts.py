@@ -45,3 +45,19 @@ def test_a_process_ends_although_a_thread_does_not() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (130, "cleaned up\n")
+
+
+BLOCKED = """
+import atexit, threading
+from flows import interrupts
+
+interrupts.CLOSING_TIME_S = 0.5
+atexit.register(threading.Event().wait)
+interrupts.end_within(0.2, 130)
+threading.Event().wait()
+"""
+
+
+def test_a_process_ends_although_its_exit_waits_for_ever() -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKED], timeout=60, check=False)
+    assert done.returncode == 130

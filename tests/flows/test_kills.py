@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from killed_updates import train_until_killed
-from small_runs import SMALL, Cli, contents, kept, sets
+from small_runs import SMALL, Cli, contents, sets
 
 from storage import Store
 
@@ -44,29 +43,3 @@ def test_fifty_killed_trainings_end_like_an_undisturbed_one(
     cli: Cli, trained: Path, tmp_path: Path, seed: int
 ) -> None:
     check_a_kill(cli, trained, tmp_path / "store", seed)
-
-
-UPDATES: dict[str, tuple[str, ...]] = {
-    "few policies": ("iterations=4", "evaluation.every=1", "compute.keep_policies=2"),
-    "adapter": ("optimisation.lora_rank=4", "optimisation.lora_alpha=8"),
-    "two processes": ("compute.processes=2",),
-    "stale": ("iterations=3", "rollout.stale=true", "compute.keep_policies=2"),
-}
-STEPS = 12
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("kind", UPDATES)
-def test_an_update_killed_between_its_steps_is_made_again_to_the_bit(
-    cli: Cli, tmp_path: Path, kind: str
-) -> None:
-    settings = (f"optimisation.minibatches={STEPS}", *UPDATES[kind])
-    cli.train(tmp_path / "undisturbed", *settings)
-    last = kept(tmp_path / "undisturbed")[-1]
-    killed = tmp_path / "killed"
-    for iteration, step in ((1, 1), (last, 2), (last, STEPS)):
-        train_until_killed(cli, killed, *settings, iteration=iteration, step=step)
-    cli.train(killed, *settings)
-    assert contents(Store.open(killed)) == contents(Store.open(tmp_path / "undisturbed"))
-    assert kept(killed) == kept(tmp_path / "undisturbed")

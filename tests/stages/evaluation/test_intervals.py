@@ -12,6 +12,7 @@ from stages.evaluation.intervals import (
     bootstrap_interval,
     holm,
     sign_flip_p_value,
+    typical_interval,
 )
 from tests.stages.reward_frames import LAW
 
@@ -73,3 +74,21 @@ def test_holm_lies_between_the_value_itself_and_bonferronis(p_values: list[float
     found = holm(values)
     assert (found >= values).all()
     assert (found <= np.minimum(values * len(values), 1)).all()
+
+
+def test_typical_values_of_three_are_the_means_of_their_subsets() -> None:
+    # The seven means are 1, 1.5, 2, 7/3, 2.5, 3 and 4.
+    assert typical_interval(np.array([1.0, 2.0, 4.0])) == pytest.approx((1.0, 4.0, 0.75))
+
+
+def test_eight_values_have_an_interval_that_covers_95_percent() -> None:
+    low, high, coverage = typical_interval(np.arange(8.0))
+    assert coverage == pytest.approx(1 - 12 / 256)
+    assert 0 < low < 3.5 < high < 7
+
+
+def test_typical_values_cover_the_centre_as_often_as_they_say() -> None:
+    draws = np.random.default_rng(3).standard_normal((4_000, 6))
+    spans = [typical_interval(values) for values in draws]
+    covered = np.mean([low < 0 < high for low, high, _ in spans])
+    assert covered == pytest.approx(spans[0][2], abs=0.012)
