@@ -51,8 +51,8 @@ def end_within(time_s: float, exit_code: int) -> None:
     """Ends this process after a time, if it has not ended by then.
 
     A pool of threads that was interrupted while it started one does not know that thread, and the
-    interpreter would wait for it for ever. What was registered for the exit is done first, as far as
-    it takes no longer than `CLOSING_TIME_S`: it may wait for the very thread that was interrupted.
+    interpreter would wait for it for ever. What was registered for the exit is done first, if
+    that takes no longer than `CLOSING_TIME_S`: it may wait for the thread that was interrupted.
     """
 
     def end() -> None:
