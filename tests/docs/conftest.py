@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from docs_pages import DOCS
+from docs_pages import DOCS, ROOT
 from docs_workplace import TRAIN, Workplace
 
 
@@ -16,6 +16,7 @@ from docs_workplace import TRAIN, Workplace
 def workplace(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     folder = tmp_path_factory.mktemp("docs")
     (folder / "docs").symlink_to(DOCS)
+    (folder / "recipes").symlink_to(ROOT / "recipes")
     environment = _environment(folder / "prefect") | {"PREFECT_API_URL": prefect_server}
     made = Workplace(folder=folder, environment=environment)
     done = made.run(TRAIN)
