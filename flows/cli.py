@@ -3,6 +3,7 @@
 Heavy modules are imported inside the commands: `--help` answers at once.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -76,6 +77,10 @@ def main() -> None:
     # What fails is told in one line here; Prefect's own log would add pages to it.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_SERVER_LEVEL", "CRITICAL")
+    for name in ("EventsWorker", "APILogWorker"):
+        # Named after Prefect's classes, outside its loggers: on a busy machine they tell at the
+        # exit how much they still have to send.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         app()
     except TurnledgerError as error:
