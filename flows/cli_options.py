@@ -62,6 +62,23 @@ JsonOption = Annotated[
 ]
 
 
+def read_text(path: Path, what: str) -> str:
+    """Returns the text of a file that a user named.
+
+    Args:
+        path: The file.
+        what: What errors call it.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"{what} {path} cannot be read: {reason}") from error
+
+
 def read_config(path: Path | None, overrides: list[str] | None) -> "RunConfig":
     """Reads settings from a file and overrides.
 
@@ -70,13 +87,7 @@ def read_config(path: Path | None, overrides: list[str] | None) -> "RunConfig":
     """
     from schemas.config import parse_config
 
-    text = ""
-    if path is not None:
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise ConfigError(f"config file {path} cannot be read: {reason}") from error
+    text = "" if path is None else read_text(path, "config file")
     return parse_config(text, overrides or [], name=str(path or "config"))
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from flows.cli_options import StoreOption
+from flows.cli_options import StoreOption, read_text
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ def study(
     """
     from flows.study import piece_trainings, rates_in, tuned_rates, tuning_trainings
     from flows.study_report import write_study
+    from schemas.study import parse_study
     from storage import Store
 
-    asked = _read(file)
+    asked = parse_study(read_text(file, "study"), name=str(file))
     pieces = _known_pieces(asked, piece)
     if to is not None and to.exists() and not to.is_dir():
         raise ConfigError(f"{to} is no folder: name one for the report")
@@ -66,17 +67,6 @@ def study(
         _train(asked, opened, trained[name], jobs, name)
     report = write_study(opened, asked, tuned, trained, to)
     typer.echo(report)
-
-
-def _read(file: Path) -> "StudyConfig":
-    from schemas.study import parse_study
-
-    try:
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ConfigError(f"study {file} cannot be read: {reason}") from error
-    return parse_study(text, name=str(file))
 
 
 def _known_pieces(study: "StudyConfig", asked: list[str] | None) -> list[str]:

@@ -2,10 +2,11 @@
 
 Every training is the command `turnledger train` in a process of its own, so a study that was killed
 goes on where it was, and whoever doubts one of its runs opens it as any other. Trainings of a task
-and seed share their cold start through the ledger, and the first rollout with it.
+and seed share their cold start through the ledger.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import polars as pl
@@ -131,18 +132,15 @@ def train_all(store: str, batches: list[list[Training]], on_fact: OnFact) -> Non
     """
     with get_client(sync_client=True) as client:
         server = str(client.api_url)
-    with Trainers(store, server, on_fact) as trainers:
+    # Closed before the flow ends, which would wait for trainings that run.
+    with closing(Trainers(store, server, on_fact)) as trainers:
         one_training = task(
             name="training", task_run_name="{run}", cache_policy=NO_CACHE, persist_result=False
         )(trainers.train)
         for batch in batches:
             futures = [one_training.submit(one.run, one.config) for one in batch]
-            try:
-                for future in as_completed([*futures]):
-                    future.result()
-            except BaseException:
-                trainers.end()  # the flow would wait for them
-                raise
+            for future in as_completed([*futures]):
+                future.result()
 
 
 def curves_of(store: Store, trainings: Sequence[Training]) -> pl.DataFrame:

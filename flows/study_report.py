@@ -1,6 +1,7 @@
 """The report of a study: tables and figures as files, and the same words for the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -66,21 +67,14 @@ def write_study(
     return text
 
 
-class _writing:
-    """Makes the folder of a report, and makes errors of it known in one line."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{self._folder} cannot be made: {error.strerror}") from error
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise StoreError(f"{self._folder} cannot be written: {error.strerror}") from error
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Makes the folder of a report, and tells in one line why it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def _expected(study: StudyConfig) -> list[str]:

@@ -8,7 +8,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from flows.cli_options import as_toml
@@ -23,7 +22,7 @@ _SOURCES = Path(__file__).resolve().parent.parent
 
 
 class Trainers:
-    """Runs trainings, and ends those that still run when it is left."""
+    """Runs trainings, and ends those that still run when it is closed."""
 
     def __init__(self, store: str, prefect_url: str, on_fact: OnFact) -> None:
         """Begins without any.
@@ -45,18 +44,7 @@ class Trainers:
         self._running: dict[str, KeptProcess] = {}
         self._ended = False
 
-    def __enter__(self) -> "Trainers":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end()
-
-    def end(self) -> None:
+    def close(self) -> None:
         """Ends the trainings that run, and lets none begin."""
         with self._lock:
             self._ended = True

@@ -50,10 +50,7 @@ def summarise_trainings(curves: pl.DataFrame, thresholds: Mapping[str, float]) -
         budget, `failed_calls` where no policy before the budget called a tool.
     """
     ordered = curves.sort(*TRAINING, "iteration")
-    budgets = {
-        task: int(rows.group_by(TRAINING).agg(pl.col("tokens").max())["tokens"].min())  # type: ignore[arg-type]
-        for (task,), rows in ordered.group_by("task")
-    }
+    budgets = budgets_of(curves)
     rows = [
         {
             **dict(zip(TRAINING, key, strict=True)),
@@ -68,12 +65,18 @@ def summarise_trainings(curves: pl.DataFrame, thresholds: Mapping[str, float]) -
     )
 
 
+def budgets_of(curves: pl.DataFrame) -> dict[str, int]:
+    """Returns the budget of each task: the fewest tokens that one of its trainings sampled."""
+    sampled = curves.group_by(TRAINING).agg(pl.col("tokens").max())
+    return dict(sampled.group_by("task").agg(pl.col("tokens").min()).iter_rows())
+
+
 def _figures(curve: pl.DataFrame, budget: int, threshold: float | None) -> dict[str, float | None]:
     tokens = curve["tokens"].cast(pl.Float64).to_numpy()
     accuracy = curve["accuracy"].to_numpy()
     called = curve.drop_nulls("failed_calls")
     return {
-        "final": float(np.interp(budget, tokens, accuracy)),
+        "final": _at(curve, "accuracy", budget),
         "area": _mean_up_to(tokens, accuracy, budget),
         "tokens_to_threshold": None
         if threshold is None

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from stages.evaluation.intervals import holm, sign_flip_p_value, typical_interval
-from stages.study.curves import METRICS
+from stages.study.curves import METRICS, budgets_of
 
 DIFFERENCES_SCHEMA = {
     "task": pl.String,
@@ -76,8 +76,10 @@ def compare_arms(
                 row = _difference(both, metric)
                 if row is not None:
                     rows.append({"task": task, "arm": arm, "metric": metric, **row})
-    compared = pl.DataFrame(rows, schema=DIFFERENCES_SCHEMA)
-    return _corrected(compared)
+    corrected = pl.col("p_value").map_batches(lambda p: pl.Series(holm(p.to_numpy())))
+    return pl.DataFrame(rows, schema=DIFFERENCES_SCHEMA).with_columns(
+        p_corrected=pl.when(pl.col("metric").is_in(TESTED)).then(corrected.over("metric"))
+    )
 
 
 def _difference(both: pl.DataFrame, metric: str) -> dict[str, object] | None:
@@ -97,23 +99,6 @@ def _difference(both: pl.DataFrame, metric: str) -> dict[str, object] | None:
         "p_value": sign_flip_p_value(after - before, seed=0) if metric in TESTED else None,
         "p_corrected": None,
     }
-
-
-def _corrected(compared: pl.DataFrame) -> pl.DataFrame:
-    tested = compared.with_row_index("row").drop_nulls("p_value")
-    parts = [
-        part.select("row", pl.Series("p_corrected", holm(part["p_value"].to_numpy())))
-        for _, part in tested.group_by("metric", maintain_order=True)
-    ]
-    corrected = pl.concat(
-        [pl.DataFrame(schema={"row": pl.UInt32, "p_corrected": pl.Float64}), *parts]
-    )
-    return (
-        compared.with_row_index("row")
-        .drop("p_corrected")
-        .join(corrected, on="row", how="left", maintain_order="left")
-        .select(list(DIFFERENCES_SCHEMA))
-    )
 
 
 def choose_rates(trainings: pl.DataFrame) -> dict[str, float]:
@@ -144,9 +129,9 @@ def typical_curve(curves: pl.DataFrame, points: int = 41) -> pl.DataFrame:
         `task`, `arm`, `tokens`, `accuracy`, `low`, `high`; the interval as in `compare_arms`.
     """
     rows: list[tuple[object, ...]] = []
+    budgets = budgets_of(curves)
     for (task,), here in curves.sort("iteration").group_by("task", maintain_order=True):
-        most = here.group_by("arm", "seed").agg(pl.col("tokens").max())["tokens"].min()
-        grid = np.linspace(0, float(most), points)  # type: ignore[arg-type]
+        grid = np.linspace(0, budgets[str(task)], points)
         for (arm,), runs in here.group_by("arm", maintain_order=True):
             lines = np.stack(
                 [
