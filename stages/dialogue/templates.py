@@ -36,7 +36,10 @@ _TELL_THE_DATE = (
 )
 _THINK = "<think>\n"
 _THOUGHT = "a thought\n</think>\n\n"
-_TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError)
+_TEMPLATE_ERRORS = (
+    *(TemplateError, ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, RuntimeError),  # RecursionError among them
+)
 """What templates raise, which are programs of their own, at messages that they do not take."""
 
 

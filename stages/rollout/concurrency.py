@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -14,14 +15,26 @@ class EventLoop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._running: set[Future[Any]] = set()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs work on the loop and waits for it; an interrupt ends the work too."""
+        """Runs work on the loop and waits for it; an interrupt ends the work too.
+
+        Raises:
+            CancelledError: If it was cancelled by `cancel_all`.
+        """
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._running.add(future)
         try:
             return future.result()
         finally:
+            self._running.discard(future)
+            future.cancel()
+
+    def cancel_all(self) -> None:
+        """Cancels what runs now."""
+        for future in self._running.copy():
             future.cancel()
 
 

@@ -73,6 +73,14 @@ class _Models(_Answer):
     data: list[_Model] = Field(min_length=1)
 
 
+class _Complaint(_Answer):
+    message: str
+
+
+class _Refusal(_Answer):
+    error: _Complaint
+
+
 class _Success(_Answer):
     success: bool
 
@@ -117,6 +125,7 @@ class VllmClient:
             answer_time_s: How long all else may take but the loading of weights.
         """
         self._name = name
+        self._answer_time_s = answer_time_s
         self._request_time_s = request_time_s
         self._vocabulary = vocabulary
         self._model = ""
@@ -124,7 +133,8 @@ class VllmClient:
         self._http = httpx.AsyncClient(
             base_url=url,
             headers=headers,
-            timeout=httpx.Timeout(answer_time_s, connect=10.0),
+            # How long a whole answer takes is bounded where it is asked for.
+            timeout=httpx.Timeout(None, connect=10.0),
             # Shorter than the server's 5 s, so that it never hangs up on a connection in use.
             limits=httpx.Limits(
                 max_connections=None,
@@ -211,7 +221,7 @@ class VllmClient:
         Raises:
             EngineError: If the server does not know the method.
         """
-        response = await self._http_post("/collective_rpc", {"method": "served_policy"}, None)
+        response = await self._asked("POST", "/collective_rpc", {"method": "served_policy"})
         if not response.is_success:
             raise EngineError(
                 f"{self._name} has no development calls of ours (status {response.status_code}): "
@@ -254,23 +264,27 @@ class VllmClient:
             await asyncio.sleep(pause)
 
     async def _get(self, path: str) -> httpx.Response:
-        try:
-            return self._well(await self._http.get(path))
-        except httpx.RequestError as error:
-            raise ServerLost(_told(error, path)) from error
+        return self._well(await self._asked("GET", path))
 
     async def _post(
         self, path: str, body: dict[str, Any] | None, *, time_s: float | None = None
     ) -> httpx.Response:
-        return self._well(await self._http_post(path, body, time_s))
+        return self._well(await self._asked("POST", path, body, time_s=time_s))
 
-    async def _http_post(
-        self, path: str, body: dict[str, Any] | None, time_s: float | None
+    async def _asked(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        time_s: float | None = None,
     ) -> httpx.Response:
-        usual = self._http.timeout
-        timeout = usual if time_s is None else httpx.Timeout(time_s, connect=usual.connect)
+        limit_s = self._answer_time_s if time_s is None else time_s
         try:
-            return await self._http.post(path, json=body, timeout=timeout)
+            async with asyncio.timeout(limit_s):
+                return await self._http.request(method, path, json=body)
+        except TimeoutError as error:
+            raise ServerLost(f"no whole answer within {limit_s:g} s at {path}") from error
         except httpx.RequestError as error:
             raise ServerLost(_told(error, path)) from error
 
@@ -346,7 +360,7 @@ def _told(error: httpx.RequestError, path: str) -> str:
 def _message(response: httpx.Response) -> str:
     """Returns what an error response says, in one line."""
     try:
-        said = response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
+        said = _Refusal.model_validate_json(response.content).error.message
+    except ValidationError:
         said = response.text
-    return " ".join(str(said).split())[:300]
+    return " ".join(said.split())[:300]

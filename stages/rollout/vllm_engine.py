@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from schemas.config import VllmConfig
 from schemas.errors import EngineError, PolicyError
@@ -33,6 +34,9 @@ _SHAPE = (
 """Numbers of a config.json in which two policies of one architecture agree."""
 _LAST_WORDS_S = 10.0
 """How long a server whose engine failed may take to end, so that its log tells why."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,7 @@ class VllmEngine:
         self._loop = EventLoop()
         self._gate = Gate()
         self._recovering = threading.Lock()
+        self._closing = threading.Event()
         self._session: _Session | None = None
         self._clients: list[VllmClient] = []
         self._policy: _Policy | None = None
@@ -136,7 +141,7 @@ class VllmEngine:
             rows: dict[int, Row] = {}
             while len(rows) < len(requests.contexts):
                 session = self._answering()
-                lost = self._loop.run(self._fill(session, requests, rows))
+                lost = self._run(self._fill(session, requests, rows))
                 if lost is not None:
                     self._recover(session, lost)
         return _generations(rows, policy.version)
@@ -164,7 +169,13 @@ class VllmEngine:
             self._policy = policy
 
     def close(self) -> None:
-        """Ends a server of ours; the engine then holds no policy."""
+        """Ends a server of ours; the engine then holds no policy.
+
+        Calls of other threads are not waited for, not even one that starts a server: they fail.
+        """
+        self._closing.set()
+        self._server.stop()
+        self._loop.cancel_all()
         with self._gate.alone():
             self._policy = None
             self._server.stop()
@@ -172,6 +183,17 @@ class VllmEngine:
             for client in self._clients:
                 self._loop.run(client.close())
             self._clients.clear()
+            self._closing.clear()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs work on the event loop, unless the engine is closed meanwhile."""
+        try:
+            if not self._closing.is_set():
+                return self._loop.run(work)
+            work.close()
+        except CancelledError:
+            pass
+        raise EngineError(f"{self._server.name} was given up: its engine was closed")
 
     def _held(self) -> _Policy:
         if self._policy is None:
@@ -222,7 +244,7 @@ class VllmEngine:
                 raise EngineError(self._broken)
             if session is not self._session:
                 return
-            self._loop.run(_calls_left(session))
+            self._run(_calls_left(session))
             try:
                 self._count_restart(lost)
                 self._session = self._hold(self._held(), None)
@@ -244,7 +266,7 @@ class VllmEngine:
                     session = self._start(policy)
                 if not (started and self._server.is_ours):
                     time_s = self._config.start_time_s
-                    self._loop.run(session.client.load_weights(policy.folder, time_s=time_s))
+                    self._run(session.client.load_weights(policy.folder, time_s=time_s))
                 self._check(session, policy)
             except ServerLost as lost:
                 if started:
@@ -257,12 +279,12 @@ class VllmEngine:
 
     def _start(self, policy: _Policy) -> _Session:
         release_of(self._config).refuse_heads(head_size(policy.folder))
-        self._server.start(policy.folder)
-        session = self._loop.run(self._open(policy))
+        self._server.start(policy.folder, self._closing)
+        session = self._run(self._open(policy))
         self._clients.append(session.client)
         self._started_with = policy
-        session.max_context_tokens = self._loop.run(session.client.find_model())
-        served = self._loop.run(session.client.served_policy())
+        session.max_context_tokens = self._run(session.client.find_model())
+        served = self._run(session.client.served_policy())
         expected = {
             **policy.shape,
             "dtype": self._config.dtype,
@@ -294,7 +316,7 @@ class VllmEngine:
 
         def sample(requests: Requests) -> Generations:
             rows: dict[int, Row] = {}
-            lost = self._loop.run(self._fill(session, requests, rows))
+            lost = self._run(self._fill(session, requests, rows))
             if lost is not None:
                 raise lost
             return _generations(rows, policy.version)

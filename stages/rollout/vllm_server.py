@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 import httpx
+from pydantic import ValidationError
 
 from schemas.config import VllmConfig
 from schemas.errors import EngineError
@@ -32,6 +33,8 @@ KEY_VARIABLE = "TURNLEDGER_VLLM_API_KEY"
 SERVED_NAME = "policy"
 _PORT_TRIES = 5
 _HEALTH_EVERY_S = 0.25
+_ANSWER_TIME_S = 5.0
+"""How long a server may take to say whether it is well, or which vLLM it is."""
 _SAYS_NOTHING = ("EngineDeadError", "EngineCore encountered an issue", "initialization failed")
 """Parts of errors in the server's log that only follow from another one."""
 
@@ -55,15 +58,19 @@ class Server(Protocol):
     def is_ours(self) -> bool:
         """Whether it can be started with another policy."""
 
-    def start(self, folder: str) -> None:
+    def start(self, folder: str, given_up: threading.Event) -> None:
         """Makes it answer; a server of ours starts afresh, with the policy of a folder.
 
+        Args:
+            folder: Of the policy.
+            given_up: Set by who does not want it any more; it is waited for no longer then.
+
         Raises:
-            EngineError: If it does not answer in time.
+            EngineError: If it does not answer in time, or was given up.
         """
 
     def stop(self) -> None:
-        """Ends a server of ours with all its processes."""
+        """Ends a server of ours with all its processes, also one that is being started."""
 
     def end(self, *, wait_s: float = 0.0) -> str | None:
         """Says how a server of ours ended; null while it runs, or if it is not ours.
@@ -106,7 +113,7 @@ class GivenServer:
         key = os.environ.get(KEY_VARIABLE)
         self.headers: Mapping[str, str] = {} if key is None else _bearer(key)
 
-    def start(self, folder: str) -> None:
+    def start(self, folder: str, given_up: threading.Event) -> None:
         """Waits until it answers; which policy it holds is not looked at."""
         deadline = time.monotonic() + self._config.start_time_s
         while (status := health(self.url, self.headers)) != httpx.codes.OK:
@@ -116,7 +123,8 @@ class GivenServer:
                 raise EngineError(
                     f"{self.name} {told} for {self._config.start_time_s:g} s: look whether it runs"
                 )
-            time.sleep(_HEALTH_EVERY_S)
+            if given_up.wait(_HEALTH_EVERY_S):
+                raise EngineError(f"{self.name} was given up before it answered")
 
     def release(self) -> Release:
         """Asks which vLLM it is.
@@ -130,8 +138,9 @@ class GivenServer:
             raise EngineError(f"{self.name} does not answer: look whether it runs") from error
         self._refuse_missing_key(response.status_code)
         try:
-            return Release(version=str(response.json()["version"]).partition("+")[0])
-        except (ValueError, KeyError, TypeError) as error:
+            told = Release.model_validate_json(response.content)
+            return Release(version=told.version.partition("+")[0])
+        except ValidationError as error:
             raise EngineError(
                 f"{self.name} does not tell its version (status {response.status_code} at "
                 "/version): is it one?"
@@ -163,38 +172,44 @@ class ServerProcess:
         self._running: _Running | None = None
         self._stopping = threading.Lock()
 
-    def start(self, folder: str) -> None:
+    def start(self, folder: str, given_up: threading.Event) -> None:
         """Starts it with a policy, after ending one that runs.
 
         Raises:
-            EngineError: If it ends or does not answer in time, with the reason from its log.
+            EngineError: If it was given up, ends, or does not answer in time, with the reason from
+                its log.
         """
         for _ in range(_PORT_TRIES):
             self.stop()
             port = _free_port()
             self.url = f"http://127.0.0.1:{port}"
-            self._running = _Running(self._config, self._key, port, folder)
-            if self._answers(self._running):
+            self._running = running = _Running(self._config, self._key, port, folder)
+            answers = self._answers(running, given_up)
+            if given_up.is_set():
+                self.stop()
+                raise EngineError(f"{self.name} was given up before it answered")
+            if answers:
                 return
             # Somebody may take the port between our look and the server's.
-            if not self._running.lost_its_port():
+            if not running.lost_its_port():
                 break
         why = (
             self.end()
             or f"it did not answer within vllm.start_time_s={self._config.start_time_s:g}"
         )
-        kept = self._running.keep_log() if self._running is not None else "none"
+        kept = running.keep_log()
         self.stop()
         raise EngineError(f"{self.name} did not start: {why}; its log: {kept}")
 
-    def _answers(self, running: "_Running") -> bool:
+    def _answers(self, running: "_Running", given_up: threading.Event) -> bool:
         deadline = time.monotonic() + self._config.start_time_s
         while time.monotonic() < deadline and running.end() is None:
             # Another program may answer at a port that ours lost; it does not live on with ours.
             is_well = health(self.url, self.headers) == httpx.codes.OK
             if is_well and running.end() is None:
                 return True
-            time.sleep(_HEALTH_EVERY_S)
+            if given_up.wait(_HEALTH_EVERY_S):
+                break
         return False
 
     def stop(self) -> None:
@@ -261,9 +276,18 @@ def health(url: str, headers: Mapping[str, str]) -> int | None:
 
 
 def _answer(url: str, headers: Mapping[str, str]) -> httpx.Response:
-    # No proxy of the environment: what is at a loopback address is not behind one.
-    with httpx.Client(headers=headers, timeout=5.0, trust_env=False) as client:
-        return client.get(url)
+    deadline = time.monotonic() + _ANSWER_TIME_S
+    content = b""
+    with (
+        # No proxy of the environment: what is at a loopback address is not behind one.
+        httpx.Client(headers=headers, timeout=_ANSWER_TIME_S, trust_env=False) as client,
+        client.stream("GET", url) as response,
+    ):
+        for part in response.iter_bytes():
+            content += part
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout("its answer does not end", request=response.request)
+    return httpx.Response(response.status_code, content=content)
 
 
 def _bearer(key: str) -> dict[str, str]:

@@ -82,6 +82,12 @@ REFUSED = {
         "it does not write every observation alike",
     ),
     "no template code": ("{% for %}", "refuses messages of system, user"),
+    "division by zero": ("{{ 1 / 0 }}", "refuses messages of system, user: division by zero"),
+    "endless macro": (
+        "{% macro more() %}{{ more() }}{% endmacro %}{{ more() }}",
+        "refuses messages of system, user: maximum recursion depth exceeded",
+    ),
+    "endless loop": ("{% for i in range(10 ** 9) %}{% endfor %}", "refuses messages of system"),
 }
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from schemas.config import VllmConfig
 from schemas.errors import EngineError
+from stages.rollout import vllm_server
 from stages.rollout.engine import Requests
 from stages.rollout.vllm_client import ServerLost, VllmClient
 from stages.rollout.vllm_server import GivenServer, health
@@ -23,9 +24,12 @@ VOCABULARY = 8
 
 @contextmanager
 def answering(
-    body: bytes, *, status: int = 200, silent_at: str = "", **headers: str
+    body: bytes, *, status: int = 200, silent_at: str = "", drips: bool = False, **headers: str
 ) -> Iterator[str]:
-    """Yields the address of a server that answers everything alike, and never at one path."""
+    """Yields the address of a server that answers everything alike, and never at one path.
+
+    One that drips comes to no end: it sends a byte from time to time.
+    """
     ended = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -35,10 +39,13 @@ def answering(
                 ended.wait()
                 return
             self.send_response(status)
-            for name, value in {"content-length": str(len(body)), **headers}.items():
+            length = 2**20 if drips else len(body)
+            for name, value in {"content-length": str(length), **headers}.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
             self.wfile.write(body)
+            while drips and not ended.wait(0.1):
+                self.wfile.write(b" ")
 
         do_POST = do_GET
 
@@ -161,15 +168,35 @@ def test_no_call_but_a_completion_waits_as_long_as_one_may(
 ) -> None:
     with (
         answering(b"{}", silent_at=path) as url,
-        pytest.raises(ServerLost, match=f"ReadTimeout at {path}"),
+        pytest.raises(ServerLost, match=rf"no whole answer within 0\.5 s at {path}"),
     ):
         asked(url, question, answer_time_s=0.5)
+
+
+def test_a_server_whose_answer_does_not_end_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(vllm_server, "_ANSWER_TIME_S", 0.5)
+    with answering(b"{", drips=True) as url:
+        with pytest.raises(ServerLost, match=r"no whole answer within 0\.5 s at /v1/models"):
+            asked(url, VllmClient.find_model, answer_time_s=0.5)
+        with pytest.raises(EngineError, match="does not answer: look whether it runs"):
+            GivenServer(VllmConfig(url=url)).release()
+        assert health(url, {}) is None
+
+
+def test_a_version_in_deeply_nested_json_is_one_line() -> None:
+    with (
+        answering(b"[" * 100_000) as url,
+        pytest.raises(EngineError, match="does not tell its version"),
+    ):
+        GivenServer(VllmConfig(url=url)).release()
 
 
 def test_loading_weights_has_a_time_of_its_own() -> None:
     with (
         answering(b"{}", silent_at="/collective_rpc") as url,
-        pytest.raises(ServerLost, match="ReadTimeout at /collective_rpc"),
+        pytest.raises(ServerLost, match=r"within 0\.5 s at /collective_rpc"),
     ):
         asked(url, partial(VllmClient.load_weights, folder="any", time_s=0.5))
 
@@ -179,7 +206,7 @@ def test_a_server_that_is_not_well_is_told_with_what_it_answers(status: int) -> 
     with answering(b"no", status=status) as url:
         server = GivenServer(VllmConfig(url=url, start_time_s=0.1))
         with pytest.raises(EngineError, match=f"answers {status} at /health for 0.1 s"):
-            server.start("any")
+            server.start("any", threading.Event())
         with pytest.raises(EngineError, match=f"status {status} at /version"):
             server.release()
 
@@ -188,4 +215,4 @@ def test_a_server_that_is_not_there_is_told_as_that() -> None:
     with answering(b"") as url:
         server = GivenServer(VllmConfig(url=url, start_time_s=0.1))
     with pytest.raises(EngineError, match=r"does not answer for 0\.1 s"):
-        server.start("any")
+        server.start("any", threading.Event())
