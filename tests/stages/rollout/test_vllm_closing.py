@@ -27,7 +27,9 @@ def policy(tmp_path: Path) -> Path:
     return write_policy(tmp_path / "policy")
 
 
-def given_up(work: Callable[[], None], is_under_way: Callable[[], bool], end: Callable[[], None]):
+def given_up(
+    work: Callable[[], None], is_under_way: Callable[[], bool], end: Callable[[], None]
+) -> BaseException | None:
     """Ends work of another thread once it is under way; returns the error it ended with."""
     with ThreadPoolExecutor(1) as pool:
         done: Future[None] = pool.submit(work)
