@@ -13,7 +13,13 @@ T = TypeVar("T")
 class EventLoop:
     """An event loop on a thread of its own, for callers on any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, given_up: threading.Event) -> None:
+        """Starts the loop.
+
+        Args:
+            given_up: While it is set, no work is waited for.
+        """
+        self._given_up = given_up
         self._loop = asyncio.new_event_loop()
         self._running: set[Future[Any]] = set()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
@@ -22,10 +28,13 @@ class EventLoop:
         """Runs work on the loop and waits for it; an interrupt ends the work too.
 
         Raises:
-            CancelledError: If it was cancelled by `cancel_all`.
+            CancelledError: If it was given up.
         """
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         self._running.add(future)
+        # Looked at behind the adding: who sets it and then cancels all misses nothing.
+        if self._given_up.is_set():
+            future.cancel()
         try:
             return future.result()
         finally:

@@ -105,10 +105,10 @@ class VllmEngine:
         self._config = config
         self._forward = forward
         self._server = server_of(config)
-        self._loop = EventLoop()
+        self._closing = threading.Event()
+        self._loop = EventLoop(self._closing)
         self._gate = Gate()
         self._recovering = threading.Lock()
-        self._closing = threading.Event()
         self._session: _Session | None = None
         self._clients: list[VllmClient] = []
         self._policy: _Policy | None = None
@@ -177,23 +177,20 @@ class VllmEngine:
         self._server.stop()
         self._loop.cancel_all()
         with self._gate.alone():
+            self._closing.clear()
             self._policy = None
             self._server.stop()
             self._session = None
             for client in self._clients:
                 self._loop.run(client.close())
             self._clients.clear()
-            self._closing.clear()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs work on the event loop, unless the engine is closed meanwhile."""
         try:
-            if not self._closing.is_set():
-                return self._loop.run(work)
-            work.close()
-        except CancelledError:
-            pass
-        raise EngineError(f"{self._server.name} was given up: its engine was closed")
+            return self._loop.run(work)
+        except CancelledError as error:
+            raise EngineError(f"{self._server.name} was given up: its engine was closed") from error
 
     def _held(self) -> _Policy:
         if self._policy is None:
