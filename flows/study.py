@@ -191,6 +191,18 @@ def _curve(store: Store, one: Training) -> pl.DataFrame:
     )
 
 
+def measured_updates(store: Store, trainings: Sequence[Training]) -> list[Place]:
+    """Returns the updates whose gradient noise is measured: the first and the last of each.
+
+    In the first all arms of a task and seed have the same policy and trajectories.
+    """
+    return [
+        Place(store=store.url, run=one.run, iteration=iteration, verify=one.config.compute.verify)
+        for one in trainings
+        for iteration in sorted({1, one.config.iterations})
+    ]
+
+
 def tuned_rates(store: Store, trainings: Sequence[Training]) -> pl.DataFrame:
     """Returns what the tuning found: `arm`, `learning_rate`, `area`, and `chosen`.
 
