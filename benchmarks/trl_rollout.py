@@ -137,7 +137,9 @@ class ToolLoop:
             "tokens": float(turns["token_ids"].list.len().sum()),
         }
         return {
-            "prompt_ids": [row for row in asked["prompt_token_ids"] for _ in range(samples)],
+            "prompt_ids": [
+                row for row in asked["prompt_token_ids"].to_list() for _ in range(samples)
+            ],
             "completion_ids": completion_ids,
             # Read by TRL only where vLLM sampled.
             "logprobs": [[0.0] * len(row) for row in completion_ids],

@@ -20,6 +20,7 @@ import dataframely as dy
 import polars as pl
 import torch
 from datasets import Dataset
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.trl_rollout import Meter, ToolLoop
@@ -100,6 +101,7 @@ def train(folder: Path, policy: Path, meter: Meter) -> None:
         train_dataset=Dataset.from_dict({"prompt": problems}),
         processing_class=tokenizer,
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     meter.end()
     trained = folder / "policy"
