@@ -3,7 +3,8 @@
 Both start from one cold start, meet the same prompts in the same order, sample as many
 trajectories with the same limits, execute code in the same sandbox and learn by GRPO from the same
 reward, with the settings of `recipes/study.toml`, task `mid`. TRL runs in a process of its own.
-They take turns, an iteration each, so that other work on the machine meets both. Needs the extra
+They take turns, an iteration each, so that other work on the machine meets both. Processor time
+is that of the two trainers' processes, without the sandbox and Prefect's server. Needs the extra
 `trl`.
 
     python -m benchmarks.peer_trl --iterations 10 --seed 1
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +56,25 @@ FIGURES: dict[str, Callable[[Figures], float]] = {
     "rollout, s": lambda of: of["rollout_s"],
     "sampling in it, s": lambda of: of["generation_s"],
     "reward and update, s": lambda of: of["seconds"] - of["rollout_s"],
+    "processor, s": lambda of: of["processor_s"],
     "sampled tokens": lambda of: of["tokens"],
     "tokens/s of rollout": lambda of: of["tokens"] / of["rollout_s"],
     "tokens/s of iteration": lambda of: of["tokens"] / of["seconds"],
 }
 """What is compared, by what it is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A point in time, in seconds of the wall clock and of this process's processor time."""
+
+    wall: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> "Moment":
+        """Returns the present."""
+        return cls(time.perf_counter(), time.process_time())
 
 
 class Clock:
@@ -69,26 +85,28 @@ class Clock:
 
     def start(self) -> None:
         """Begins an iteration."""
-        self._began = self._rolled_out = self._learnt = self._evaluated = time.perf_counter()
+        self._began = self._rolled_out = self._learnt = self._evaluated = Moment.now()
 
     def note(self, event: StageEvent) -> None:
         """Takes one event in."""
-        now = time.perf_counter()
         if event.kind != "computed":
             return
         if event.slot.split == "evaluation":
-            self._evaluated = now
+            self._evaluated = Moment.now()
         elif event.slot.stage in ("rollout", "execution"):
-            self._rolled_out = now
+            self._rolled_out = Moment.now()
         elif event.slot.stage == "optimisation":
-            self._learnt = now
+            self._learnt = self._evaluated = Moment.now()
 
     def figures(self) -> Figures:
         """Returns the seconds of the iteration that ends now, without its evaluation."""
-        evaluation_s = max(0.0, self._evaluated - self._learnt)
+        now, evaluated, learnt = Moment.now(), self._evaluated, self._learnt
         return {
-            "seconds": time.perf_counter() - self._began - evaluation_s,
-            "rollout_s": self._rolled_out - self._began,
+            "seconds": now.wall - self._began.wall - (evaluated.wall - learnt.wall),
+            "processor_s": now.processor
+            - self._began.processor
+            - (evaluated.processor - learnt.processor),
+            "rollout_s": self._rolled_out.wall - self._began.wall,
         }
 
 

@@ -80,17 +80,22 @@ class Meter:
     """Takes the figures of an iteration."""
     figures: dict[str, float] = field(default_factory=dict)
     began: float = 0.0
+    processor_began: float = 0.0
 
     def begin(self) -> None:
         """Ends the iteration before, if there was one, and waits for the next one."""
         if self.figures:
             self.end()
         self.wait()
-        self.began = time.perf_counter()
+        self.began, self.processor_began = time.perf_counter(), time.process_time()
 
     def end(self) -> None:
         """Tells the figures of an iteration."""
-        self.tell({"seconds": time.perf_counter() - self.began, **self.figures})
+        took = {
+            "seconds": time.perf_counter() - self.began,
+            "processor_s": time.process_time() - self.processor_began,
+        }
+        self.tell({**took, **self.figures})
         self.figures = {}
 
 
