@@ -11,10 +11,10 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PIP = $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 VLLM_INSTALLED = $(VLLM_VENV)/.installed
 
-.PHONY: help quickstart vllm browser test soak check format bench study clean
+.PHONY: help quickstart vllm browser test test-all soak check format bench study clean
 
 help:  ## Lists the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,9 @@ browser:  ## Installs Chromium for the tests of the pages, where there is none a
 		|| echo "no Chromium: install the package chromium, or the tests of the pages skip what needs it"
 
 test: $(INSTALLED)  ## Sets up and runs the everyday tests
+	$(VENV)/bin/python -m pytest -m "not soak and not long" -n 2 --dist loadfile
+
+test-all: $(INSTALLED)  ## Runs the tests with vLLM, clusters, deployments and studies as well, as CI does
 	$(VENV)/bin/python -m pytest -m "not soak" -n 2 --dist loadfile
 
 soak: $(INSTALLED)  ## Runs the long tests: fifty kills of a training, 20,000 snippets

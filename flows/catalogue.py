@@ -127,6 +127,11 @@ STAGES: dict[str, StageSpec] = {
         libraries=("torch", "transformers"),
         sections=("optimisation",),
     ),
+    "gradient_noise": StageSpec(
+        code=("stages.gradient_noise", "storage.checkpoints"),
+        tables=("gradient_noise",),
+        libraries=("torch", "transformers"),
+    ),
     "evaluation": StageSpec(
         code=("stages.evaluation", "stages._grading_worker"),
         tables=("evaluations",),

@@ -35,6 +35,12 @@ def study(
     plan: Annotated[
         bool, typer.Option("--plan", help="Says what would be trained, and trains nothing.")
     ] = False,
+    stored: Annotated[
+        bool,
+        typer.Option(
+            "--stored", help="Reports what is stored, whatever code made it, and trains nothing."
+        ),
+    ] = False,
 ) -> None:
     """Trains every arm of a study on every task and seed, and reports what differs.
 
@@ -57,14 +63,17 @@ def study(
     if plan:
         _tell_plan(asked, pieces, tuning)
         return
-    opened = Store.open(store, create=True)
-    _train(asked, opened, tuning, jobs, "tuning")
+    opened = Store.open(store, create=not stored)
+    if not stored:
+        _train(asked, opened, tuning, jobs, "tuning")
     tuned = tuned_rates(opened, tuning)
     rates = rates_in(tuned)
     trained = {}
     for name in pieces:
         trained[name] = piece_trainings(asked, name, rates)
-        _train(asked, opened, trained[name], jobs, name)
+        if not stored:
+            _train(asked, opened, trained[name], jobs, name)
+        _measure(opened, trained[name], name)
     report = write_study(opened, asked, tuned, trained, to)
     typer.echo(report)
 
@@ -118,8 +127,35 @@ def _train(
             flow = train_all.with_options(task_runner=runner)
             flow(store.url, [starts, missing], teller.note)
     except KeyboardInterrupt as error:
-        typer.echo("interrupted: the same command goes on", err=True)
-        raise typer.Exit(130) from error
+        raise _interrupted() from error
+
+
+def _measure(store: "Store", trainings: "list[Training]", part: str) -> None:
+    """Measures the gradient noise of the first and last updates, where it is not stored."""
+    from flows.gradients import is_measured, measure_gradients
+    from flows.sessions import check_prefect_home, start_prefect
+    from flows.study import measured_updates
+
+    with Console().status(f"{part}: gradient noise") as status:
+        updates = measured_updates(store, trainings)
+        missing = [place for place in updates if not is_measured(place)]
+        if not missing:
+            return
+
+        def tell(done: int) -> None:
+            status.update(f"{part}: gradient noise, {done} of {len(missing)} updates")
+
+        check_prefect_home()
+        try:
+            start_prefect()
+            measure_gradients(missing, tell)
+        except KeyboardInterrupt as error:
+            raise _interrupted() from error
+
+
+def _interrupted() -> typer.Exit:
+    typer.echo("interrupted: the same command goes on", err=True)
+    return typer.Exit(130)
 
 
 class Teller:

@@ -299,7 +299,7 @@ def _sampled_alone(old: Place, new: Place, policy: CheckpointRef, config: RunCon
     chains = []
     for stored in stored_chains(old):
         shard, prompts = stored.shard, taken_prompts(old, new, stored.round_index)
-        said = stored_turns(old, shard, stored.turns)
+        said = stored_turns(old, "rollout", shard, stored.turns)
         seen = taken_turns(old, new, "execution", shard, stored.turns - 1)
         turns = [
             rollout_task.submit(

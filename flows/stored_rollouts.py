@@ -6,7 +6,7 @@ from flows.adoption import taken_over
 from flows.binding import Place
 from flows.rollouts import Chain, further_shards, shards_of
 from flows.sessions import stored_config
-from flows.task_inputs import Shard
+from flows.task_inputs import Shard, Trajectories
 from schemas.errors import StoreError
 from schemas.refs import StageOutput, TableRef
 from storage import Slot
@@ -70,11 +70,31 @@ def taken_prompts(old: Place, new: Place, round_index: int) -> TableRef:
     return taken_over(source, new, target).tables["prompts"]
 
 
-def stored_turns(old: Place, shard: Shard, count: int) -> list[StageOutput]:
-    """Returns what the rollout stored for each turn of a shard, in their order."""
-    slots = [old.slot("rollout", shard=shard.number, turn=turn) for turn in range(count)]
+def stored_turns(old: Place, stage: str, shard: Shard, count: int) -> list[StageOutput]:
+    """Returns what a stage stored for each turn of a shard, in their order."""
+    slots = [old.slot(stage, shard=shard.number, turn=turn) for turn in range(count)]
     manifests = [old.open().manifest(slot) for slot in slots]
     return [m.output(slot.uri) for slot, m in zip(slots, manifests, strict=True) if m is not None]
+
+
+def stored_trajectories(place: Place) -> Trajectories:
+    """Returns references to a whole stored rollout.
+
+    Raises:
+        StoreError: If there is none, or one that is not whole.
+    """
+    chains = stored_chains(place)
+    slots = [_prompts_slot(place, number) for number in sorted({c.round_index for c in chains})]
+    manifests = [place.open().manifest(slot) for slot in slots]
+    return Trajectories.of(
+        [
+            manifest.output(slot.uri).tables["prompts"]
+            for slot, manifest in zip(slots, manifests, strict=True)
+            if manifest is not None
+        ],
+        [out for c in chains for out in stored_turns(place, "rollout", c.shard, c.turns)],
+        [out for c in chains for out in stored_turns(place, "execution", c.shard, c.turns - 1)],
+    )
 
 
 def taken_turns(old: Place, new: Place, stage: str, shard: Shard, count: int) -> list[StageOutput]:

@@ -135,7 +135,12 @@ def train_all(store: str, batches: list[list[Training]], on_fact: OnFact) -> Non
     # Closed before the flow ends, which would wait for trainings that run.
     with closing(Trainers(store, server, on_fact)) as trainers:
         one_training = task(
-            name="training", task_run_name="{run}", cache_policy=NO_CACHE, persist_result=False
+            name="training",
+            task_run_name="{run}",
+            cache_policy=NO_CACHE,
+            persist_result=False,
+            # One that failed goes on where it was; most that fail do so by the machine's fault.
+            retries=1,
         )(trainers.train)
         for batch in batches:
             futures = [one_training.submit(one.run, one.config) for one in batch]
@@ -189,6 +194,18 @@ def _curve(store: Store, one: Training) -> pl.DataFrame:
             turns="turns",
         )
     )
+
+
+def measured_updates(store: Store, trainings: Sequence[Training]) -> list[Place]:
+    """Returns the updates whose gradient noise is measured: the first and the last of each.
+
+    In the first all arms of a task and seed have the same policy and trajectories.
+    """
+    return [
+        Place(store=store.url, run=one.run, iteration=iteration, verify=one.config.compute.verify)
+        for one in trainings
+        for iteration in sorted({1, one.config.iterations})
+    ]
 
 
 def tuned_rates(store: Store, trainings: Sequence[Training]) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from flows.estimators import estimators_of
 from flows.study import Training, arms_of, curves_of
 from schemas.errors import StoreError
 from schemas.study import Piece, StudyConfig
+from stages.gradient_noise import noise_scale, summarise_noise
 from stages.study import compare_arms, summarise_trainings
 from stages.study.curves import METRICS
 from stages.study.differences import POOLED, TESTED, typical_curve
@@ -49,12 +50,15 @@ def write_study(
         figures = summarise_trainings(curves, study.thresholds)
         compared = compare_arms(figures, piece.reference, arms_of(piece), piece.tasks)
         steps = optimiser_steps(store, trainings)
+        noise = gradient_noise(store, trainings)
         files |= {
             f"{name}-curves": curves,
+            f"{name}-gradients": noise,
             f"{name}-trainings": figures.join(steps, on=["task", "arm", "seed"]),
             f"{name}-differences": compared,
         }
-        parts += _piece_text(store, name, piece, figures, compared, steps, trainings, folder)
+        parts += _piece_text(name, piece, figures, compared, folder)
+        parts += _update_text(store, piece, steps, noise, trainings)
         if folder is not None:
             with _writing(folder):
                 draw_curves(typical_curve(curves), piece, folder / f"{name}.png")
@@ -85,15 +89,9 @@ def _expected(study: StudyConfig) -> list[str]:
 
 
 def _piece_text(
-    store: Store,
-    name: str,
-    piece: Piece,
-    figures: pl.DataFrame,
-    compared: pl.DataFrame,
-    steps: pl.DataFrame,
-    trainings: Sequence[Training],
-    folder: Path | None,
+    name: str, piece: Piece, figures: pl.DataFrame, compared: pl.DataFrame, folder: Path | None
 ) -> list[str]:
+    """Says how well each arm came out."""
     parts = [f"## {name}", "", *([piece.about, ""] if piece.about else [])]
     parts += [f"{len(piece.seeds)} seeds, paired; compared with {piece.reference}.", ""]
     parts += [f"- {line}" for line in verdicts(compared)] + [""]
@@ -106,11 +104,21 @@ def _piece_text(
     means = figures.group_by("task", "arm", maintain_order=True).agg(
         pl.col("budget").first(), pl.col("final", "area", "failed_calls", "turns").mean()
     )
-    parts += ["### Every arm", "", _table(means.with_columns(pl.selectors.float().round(3))), ""]
-    by_arm = steps.group_by("task", "arm", maintain_order=True).agg(
-        pl.selectors.float().mean().round(4)
-    )
-    parts += ["### Optimiser steps", "", _table(by_arm.drop("seed", strict=False)), ""]
+    return [*parts, "### Every arm", "", _table(means.with_columns(_rounded(3))), ""]
+
+
+def _update_text(
+    store: Store,
+    piece: Piece,
+    steps: pl.DataFrame,
+    noise: pl.DataFrame,
+    trainings: Sequence[Training],
+) -> list[str]:
+    """Says what the updates of each arm were like."""
+    by_arm = steps.group_by("task", "arm", maintain_order=True).agg(pl.selectors.float().mean())
+    parts = ["### Optimiser steps", "", _table(by_arm.with_columns(_rounded(4))), ""]
+    parts += ["### Gradient noise of the first and the last update", ""]
+    parts += [_table(typical_noise(noise)), ""]
     reference = [one for one in trainings if one.arm == piece.reference]
     parts += [f"### What each estimator pays for, on the rollouts of {piece.reference}", ""]
     return [*parts, _table(length_bias(store, reference)), ""]
@@ -139,7 +147,7 @@ def optimiser_steps(store: Store, trainings: Sequence[Training]) -> pl.DataFrame
 
     Returns:
         `task`, `arm`, `seed`, and over its optimiser steps: `gradient_norm`, its mean;
-        `gradient_noise`, its standard deviation divided by the mean; means of `kl`, `entropy` and
+        `norm_variation`, its standard deviation divided by the mean; means of `kl`, `entropy` and
         `clipped`, the share of clipped tokens.
     """
     clipped = pl.col("clip_fraction_low") + pl.col("clip_fraction_high")
@@ -150,7 +158,7 @@ def optimiser_steps(store: Store, trainings: Sequence[Training]) -> pl.DataFrame
             arm=pl.lit(one.arm),
             seed=pl.lit(one.seed, pl.Int64),
             gradient_norm=pl.col("gradient_norm").mean(),
-            gradient_noise=pl.col("gradient_norm").std() / pl.col("gradient_norm").mean(),
+            norm_variation=pl.col("gradient_norm").std() / pl.col("gradient_norm").mean(),
             kl=pl.col("kl").mean(),
             entropy=pl.col("entropy").mean(),
             clipped=clipped.mean(),
@@ -159,6 +167,48 @@ def optimiser_steps(store: Store, trainings: Sequence[Training]) -> pl.DataFrame
         for one in trainings
     ]
     return pl.concat(parts)
+
+
+def gradient_noise(store: Store, trainings: Sequence[Training]) -> pl.DataFrame:
+    """Returns the gradient noise of the updates that were measured, one row each.
+
+    Returns:
+        `task`, `arm`, `seed`, `iteration`, and the columns of
+        `stages.gradient_noise.summarise_noise`.
+    """
+    by = ["task", "arm", "seed", "iteration"]
+    parts = [
+        open_table(store.url, one.run, "gradient_noise")
+        .with_columns(task=pl.lit(one.task), arm=pl.lit(one.arm), seed=pl.lit(one.seed, pl.Int64))
+        .collect()
+        for one in trainings
+    ]
+    return summarise_noise(pl.concat(parts), by)
+
+
+def typical_noise(noise: pl.DataFrame) -> pl.DataFrame:
+    """Returns the gradient noise by task, arm and update.
+
+    The noise scale is the ratio of means over the seeds: single signals may be below 0.
+    """
+    last = pl.col("iteration").max().over("task", "arm", "seed")
+    return (
+        noise.with_columns(
+            update=pl.when(pl.col("iteration") < last)
+            .then(pl.lit("first"))
+            .otherwise(pl.lit("last"))
+        )
+        .group_by("task", "update", "arm", maintain_order=True)
+        .agg(
+            seeds=pl.len(),
+            groups=pl.col("groups").mean(),
+            signal=pl.col("signal").mean(),
+            noise=pl.col("noise").mean(),
+        )
+        .with_columns(noise_scale=noise_scale())
+        .sort("task", "update", maintain_order=True)
+        .with_columns(pl.col("groups", "noise_scale").round(1), pl.col("signal", "noise").round(4))
+    )
 
 
 def length_bias(store: Store, trainings: Sequence[Training]) -> pl.DataFrame:
@@ -238,3 +288,7 @@ def _compared_table(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
 def _table(frame: pl.DataFrame) -> str:
     rows = [["-" if value is None else value for value in row] for row in frame.iter_rows()]
     return str(tabulate(rows, headers=frame.columns, tablefmt="github", disable_numparse=True))
+
+
+def _rounded(digits: int) -> pl.Expr:
+    return pl.selectors.float().round(digits)

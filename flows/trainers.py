@@ -34,6 +34,8 @@ class Trainers:
         """
         self._store, self._on_fact = store, on_fact
         self._environment = {
+            # Trainings share one server, which is late at times: its answer is waited for.
+            "PREFECT_CLIENT_MAX_RETRIES": "10",
             **os.environ,
             "PREFECT_API_URL": prefect_url,
             "PYTHONPATH": os.pathsep.join(

@@ -184,6 +184,7 @@ class AdvantagesConfig(Section):
         "reinforce_pp_baseline",
         "mt_grpo",
         "gigpo",
+        "tree_td",
     ] = "gtpo"
     gamma: float = Field(0.9, ge=0, le=1)
     """Discount of a turn, for GTPO, REINFORCE++ and GiGPO."""

@@ -18,7 +18,7 @@ import polars as pl
 from schemas.cold_start_tables import ColdStartExamples, ColdStartUpdates, Demonstrations
 from schemas.columns import category
 from schemas.reward_components import COMPONENTS
-from schemas.update_tables import OptimisationFaults, TurnUpdates, Updates
+from schemas.update_tables import GradientNoise, OptimisationFaults, TurnUpdates, Updates
 
 GROUP_KEY = ("task_id",)
 TRAJECTORY_KEY = ("task_id", "sample_index")
@@ -427,6 +427,7 @@ TABLES: dict[str, Table] = {
     "updates": Table(schema=Updates, version=2),
     "turn_updates": Table(schema=TurnUpdates, version=1),
     "optimisation_faults": Table(schema=OptimisationFaults, version=1),
+    "gradient_noise": Table(schema=GradientNoise, version=1),
     "evaluations": Table(schema=Evaluations, version=1),
     "demonstrations": Table(schema=Demonstrations, version=1),
     "cold_start_updates": Table(schema=ColdStartUpdates, version=1),

@@ -96,3 +96,19 @@ class OptimisationFaults(dy.Schema):
         nullable=True,
         metadata={"doc": "Mean divergence of the turn, nats; null if it is none, or no number."},
     )
+
+
+class GradientNoise(dy.Schema):
+    """Grain: group. What its trajectories alone ask of the weights, before any step of the update.
+
+    The gradients are those of the policy loss, each multiplied by the number of groups, so that
+    their mean is the gradient of the batch.
+    """
+
+    task_id = dy.String(primary_key=True, metadata={"doc": "The group."})
+    trajectories = dy.Int32(min=1, metadata={"doc": "Its trajectories that are learnt from."})
+    tokens = dy.Int64(min=1, metadata={"doc": "Generated tokens that carried loss."})
+    squared_norm = dy.Float64(min=0, metadata={"doc": "Squared norm of its gradient."})
+    with_earlier = dy.Float64(
+        metadata={"doc": "Sum of the dot products with the gradients of the groups before it."}
+    )

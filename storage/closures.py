@@ -74,8 +74,10 @@ def module_closure(
         ModuleNotFoundError: If `module` itself is not found.
         SyntaxError: If a source is no Python.
     """
-    find = functools.cache(functools.partial(_find_source, search_paths=search_paths))
-    if search_paths is not None:
+    if search_paths is None:
+        find = _find_installed
+    else:
+        find = functools.cache(functools.partial(_find_source, search_paths=search_paths))
         PathFinder.invalidate_caches()
     if find(module) is None:
         raise ModuleNotFoundError(f"no source of module {module}", name=module)
@@ -163,6 +165,12 @@ def _find_source(module: str, search_paths: Sequence[Path] | None) -> Path | Non
 
 
 @functools.lru_cache(maxsize=4096)
+def _find_installed(module: str) -> Path | None:
+    """Returns the same on the import path, looked for once: stages share most of their modules."""
+    return _find_source(module, None)
+
+
+@functools.lru_cache(maxsize=4096)
 def _parsed(module: str, path: Path, mtime_ns: int, size: int) -> tuple[_Statement, ...]:
     """Returns the statements of a source's top level.
 
@@ -177,10 +185,11 @@ def _parsed(module: str, path: Path, mtime_ns: int, size: int) -> tuple[_Stateme
         _Statement(
             names=names,
             dump=ast.dump(node),
-            uses=tuple(_imported(node, package)),
-            refers_to=frozenset(_mentioned(node, all_defined)),
+            uses=tuple(_imported(parts, package)),
+            refers_to=frozenset(_mentioned(parts, all_defined)),
         )
         for node, names in zip(body, defined, strict=True)
+        for parts in [_telling_parts(node)]
     )
 
 
@@ -216,9 +225,15 @@ def _unpacked(target: ast.expr) -> list[ast.expr]:
     return [target]
 
 
-def _mentioned(node: ast.stmt, defined: frozenset[str]) -> Iterator[str]:
+def _telling_parts(node: ast.stmt) -> list[ast.AST]:
+    """Returns what tells of names in a statement, in one walk through it."""
+    kinds = (ast.Name, ast.Constant, ast.Import, ast.ImportFrom)
+    return [part for part in ast.walk(node) if isinstance(part, kinds)]
+
+
+def _mentioned(parts: Iterable[ast.AST], defined: frozenset[str]) -> Iterator[str]:
     """Yields the defined names that a statement refers to, in strings that are code as well."""
-    for part in ast.walk(node):
+    for part in parts:
         if isinstance(part, ast.Name) and part.id in defined:
             yield part.id
         elif isinstance(part, ast.Constant) and isinstance(part.value, str):
@@ -231,9 +246,9 @@ def _mentioned(node: ast.stmt, defined: frozenset[str]) -> Iterator[str]:
             yield from (n.id for n in ast.walk(code) if isinstance(n, ast.Name))
 
 
-def _imported(tree: ast.stmt, package: str) -> Iterator[_Use]:
+def _imported(parts: Iterable[ast.AST], package: str) -> Iterator[_Use]:
     """Yields what a statement imports; with `import a.b` the whole of `a` as well."""
-    for node in ast.walk(tree):
+    for node in parts:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from ((name, _WHOLE) for name in (*_parent_packages(alias.name), alias.name))

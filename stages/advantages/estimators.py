@@ -24,6 +24,7 @@ from stages.advantages.rows import (
     set_std,
     set_sum,
 )
+from stages.advantages.state_values import state_values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +153,25 @@ def gigpo(rows: Rows, config: AdvantagesConfig) -> Credit:
     return _with_turn_part(credit, returns, sets, rows, config, gamma=config.gamma)
 
 
+def tree_td(rows: Rows, config: AdvantagesConfig) -> Credit:
+    """What the turn changed: its reward and the value of the state after it, less that before.
+
+        A_ij = (r_ij + V(s_i,j+1) - V(s_ij)) / std of the sums of r over the group's trajectories
+
+    with `state_values` for V, and 0 after the last turn. The advantages of a trajectory add up to
+    its reward less the mean of the group: nothing is discounted, and a turn that changes nothing
+    has none. Our own; VinePPO (arXiv 2410.01679) has the same difference between values that it
+    samples for, where these come from the group's own trajectories.
+    """
+    reward = rows.column("shaped_total")
+    values = state_values(reward, rows)
+    after = np.where(rows.ends, 0.0, np.roll(values, -1))
+    sums = np.where(rows.counts, rows.trajectory_sum(reward), np.nan)
+    scale = _scale(sums, rows.group, rows.starts, rows, config)
+    return Credit(reward=reward, returns=reward + after, baseline=values, scale=scale,
+                  gamma=1.0, normalise="group")  # fmt: skip
+
+
 ESTIMATORS: dict[str, Estimator] = {
     "gtpo": Estimator(gtpo, ("shaped_total",)),
     "grpo": Estimator(grpo, ("grpo_reward",)),
@@ -161,6 +181,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "reinforce_pp_baseline": Estimator(reinforce_pp_baseline, ("grpo_reward",)),
     "mt_grpo": Estimator(mt_grpo, ("accuracy", "total")),
     "gigpo": Estimator(gigpo, ("total", "state")),
+    "tree_td": Estimator(tree_td, ("shaped_total", "state")),
 }
 """Every estimator by its name in the config."""
 

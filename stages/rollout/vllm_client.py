@@ -20,6 +20,9 @@ MAX_IN_FLIGHT = 512
 """Requests that are with the server at a time; more wait here. Each needs a file descriptor."""
 _RESET_TRIES = 20
 _RESET_PAUSE_S = 0.25
+_HEALTH_PAUSE_S = 1.0
+_UNWELL_TIMES = 3
+"""How often in a row a server that loads weights says that it is unwell until that is believed."""
 DIVERGED = "the policy yields no finite log-probabilities: its weights diverged"
 _NO_NUMBER = "float values are not JSON compliant"
 """How vLLM refuses to answer with what is no number."""
@@ -207,7 +210,16 @@ class VllmClient:
             EngineError: If it refuses, or does not empty its cache.
         """
         body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
-        await self._post("/collective_rpc", body, time_s=time_s)
+        loading = asyncio.create_task(self._post("/collective_rpc", body, time_s=time_s))
+        # Where the model's process dies, the server never answers the call that waits for it.
+        unwell = asyncio.create_task(self._unwell())
+        try:
+            await asyncio.wait((loading, unwell), return_when=asyncio.FIRST_COMPLETED)
+            await (loading if loading.done() else unwell)
+        finally:
+            loading.cancel()
+            unwell.cancel()
+            await asyncio.gather(loading, unwell, return_exceptions=True)
         for _ in range(_RESET_TRIES):
             answer = await self._post("/reset_prefix_cache", None)
             if _parsed(_Success, answer, self._name).success:
@@ -262,6 +274,20 @@ class VllmClient:
             elif clock() - since > silence_time_s:
                 raise ServerLost(f"it computed nothing for {silence_time_s:g} s")
             await asyncio.sleep(pause)
+
+    async def _unwell(self) -> None:
+        """Returns never; raises when the server says that it is unwell, or is gone."""
+        times = 0
+        while True:
+            await asyncio.sleep(_HEALTH_PAUSE_S)
+            try:
+                await self._get("/health")
+            except ServerLost:
+                times += 1
+                if times == _UNWELL_TIMES:
+                    raise
+            else:
+                times = 0
 
     async def _get(self, path: str) -> httpx.Response:
         return self._well(await self._asked("GET", path))

@@ -11,6 +11,7 @@ from schemas.config import RunConfig, parse_config
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 COMMANDS = [block for block in BLOCKS if block.is_command]
+LONG_PAGES = ("study.md",)
 SECTIONS = [name for name in RunConfig.model_fields if name not in ("seed", "iterations")]
 
 
@@ -25,7 +26,14 @@ def run_commands(block: Block, workplace: Workplace, monkeypatch: pytest.MonkeyP
     assert done.returncode == 0, f"{block.name}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.long] if page.name in LONG_PAGES else [])
+        for page in PAGES
+    ],
+    ids=lambda page: page.name,
+)
 def test_what_a_page_shows_runs(
     page: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,21 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked_commands import ForkedCommands
 from small_runs import Cli
 
 
 @pytest.fixture(scope="session")
 def cli(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """The command line, connected to the server."""
-    home = tmp_path_factory.mktemp("prefect-client")
-    return Cli(
-        {
-            **os.environ,
-            "PREFECT_API_URL": prefect_server,
-            "PREFECT_HOME": str(home),
-            "COLUMNS": "200",
-        }
-    )
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": prefect_server,
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect-client")),
+        "COLUMNS": "200",
+    }
+    return Cli(environment, forked=ForkedCommands(environment))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from forked_commands import ForkedCommands
+
 from storage import Store
 
 SMALL = (
@@ -36,6 +38,8 @@ class Cli:
 
     environment: dict[str, str]
     folder: Path | None = None
+    forked: ForkedCommands | None = None
+    """Runs commands that are waited for; null to start each afresh."""
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -49,6 +53,8 @@ class Cli:
         )
 
     def run(self, *arguments: str, timeout_s: float = 200) -> subprocess.CompletedProcess[str]:
+        if self.forked is not None:
+            return self.forked.run(arguments, timeout_s)
         return subprocess.run(
             [sys.executable, "-m", "flows.cli", *arguments],
             env=self.environment,

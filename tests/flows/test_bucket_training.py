@@ -14,7 +14,7 @@ from small_runs import SMALL, Cli, contents, sets
 from schemas.errors import StoreError
 from storage import Store
 
-pytestmark = pytest.mark.usefixtures("s3")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("s3")]
 
 
 @pytest.fixture

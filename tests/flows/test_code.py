@@ -19,6 +19,8 @@ IN_STAGES = {stage for stage, spec in STAGES.items() if spec.code[0].startswith(
 GRADED = {"turn_rewards", "evaluation"}
 SCORED = {"turn_rewards", "similarity"}
 """Stages that read or write the table whose columns the components are."""
+CREDITED = {"advantages", "optimisation", "gradient_noise"}
+"""Stages that read or write the advantages."""
 STARTING = {"cold_start", "prompts"}
 """Stages whose code reaches the cold start: its problems are the embedded ones."""
 
@@ -64,7 +66,7 @@ def in_class(name: str, line: str) -> tuple[str, str]:
         ),
         ("schemas/tables.py", r"\Z", "class Costs(dy.Schema):\n    run = dy.String()\n", set()),
         ("schemas/tables.py", *in_class("ShapedRewards", "x = 1"), {"similarity", "advantages"}),
-        ("schemas/tables.py", *in_class("Advantages", "x = 1"), {"advantages", "optimisation"}),
+        ("schemas/tables.py", *in_class("Advantages", "x = 1"), CREDITED),
         ("schemas/config.py", r"\Z", "class Costs(Section):\n    per_hour: float = 1.0\n", set()),
         ("schemas/config.py", *in_class("SimilarityConfig", "x: int = 1"), {"similarity"}),
         ("schemas/config.py", *in_class("AdvantagesConfig", "x: int = 1"), {"advantages"}),

@@ -64,7 +64,7 @@ def test_what_cannot_be_shown_is_one_line(
     assert told in done.stderr
 
 
-def test_rewards_without_states_leave_gigpo_out(
+def test_rewards_without_states_leave_those_out_that_need_them(
     trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
 
@@ -74,7 +74,7 @@ def test_rewards_without_states_leave_gigpo_out(
 
     monkeypatch.setattr("flows.estimators.open_table", stateless)
     compared = estimators_of(trained, RUN)
-    assert list(compared.left_out) == ["gigpo"]
+    assert list(compared.left_out) == ["gigpo", "tree_td"]
     assert "gigpo" not in compared.credit.columns
     draw_estimators(compared, tmp_path / "figure.png")
 

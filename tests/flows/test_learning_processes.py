@@ -26,6 +26,7 @@ from tests.process_trees import alive, processes_below, wait_until
 from tests.stages.optimisation.optimisation_batches import ragged_batch, replaced
 from tests.stages.rollout.rollout_policies import letters_tokenizer, random_model
 
+pytestmark = pytest.mark.long
 TWO = ComputeConfig(threads=1, processes=2)
 ONE = ComputeConfig(threads=1)
 CONFIG = OptimisationConfig(minibatches=2, micro_batch_tokens=30, learning_rate=1e-3, max_kl=1e6)

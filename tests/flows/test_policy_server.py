@@ -22,7 +22,12 @@ from tests.stages.rollout.vllm_environment import (
     write_policy,
 )
 
-pytestmark = [needs_vllm, pytest.mark.timeout(900), pytest.mark.xdist_group("vllm")]
+pytestmark = [
+    pytest.mark.long,
+    needs_vllm,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("vllm"),
+]
 
 
 @pytest.fixture

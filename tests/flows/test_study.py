@@ -12,7 +12,7 @@ from small_runs import Cli
 from storage import Store
 from tests.process_trees import alive, processes_below, wait_until
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 FILE = Path(__file__).parents[2] / "docs" / "examples" / "study.toml"
 
 
@@ -85,12 +85,46 @@ def test_the_report_has_tables_of_what_it_says(
     assert (folder / "main.png").stat().st_size > 10_000
 
 
+def test_gradients_are_measured_and_stored_as_results_of_the_run(
+    reported: tuple[subprocess.CompletedProcess[str], Path, Path],
+) -> None:
+    _, store, folder = reported
+    for arm in ("grpo", "gtpo"):
+        run = f"tiny-one-{arm}-0.00025-s1"
+        kept = [m for _, m in Store.open(store).results(run) if m.slot.stage == "gradient_noise"]
+        assert [m.slot.iteration for m in kept] == [1]
+    # Its groups hardly ever differ in reward, so there is no gradient to see.
+    assert "noise_scale" in pl.read_parquet(folder / "main-gradients.parquet").columns
+
+
 def test_a_study_that_is_trained_trains_nothing(
     cli: Cli, reported: tuple[subprocess.CompletedProcess[str], Path, Path]
 ) -> None:
     _, store, _ = reported
     again = cli.run("study", str(FILE), "--store", str(store))
     assert "main: 4 of 4 trainings are stored" in again.stdout
+
+
+def test_what_is_stored_is_reported_whatever_made_it(
+    cli: Cli, reported: tuple[subprocess.CompletedProcess[str], Path, Path], tmp_path: Path
+) -> None:
+    _, store, folder = reported
+    changed = tmp_path / "study.toml"
+    settings = FILE.read_text().replace("cold_start.steps=5", "cold_start.steps=6")
+    changed.write_text(settings)
+    again = cli.run(
+        "study", str(changed), "--store", str(store), "--stored", "--to", str(tmp_path / "report")
+    )
+    assert again.returncode == 0, again.stderr
+    assert "trainings are stored" not in again.stdout
+    assert (tmp_path / "report" / "results.md").read_text() == (folder / "results.md").read_text()
+
+
+def test_what_is_not_stored_cannot_be_reported(cli: Cli, tmp_path: Path) -> None:
+    Store.open(tmp_path / "store", create=True)
+    done = cli.run("study", str(FILE), "--store", str(tmp_path / "store"), "--stored")
+    assert done.returncode == 1
+    assert "has no run tiny-one-grpo-0.00025-s101: train the study's piece first" in done.stderr
 
 
 def test_a_training_that_fails_is_named(

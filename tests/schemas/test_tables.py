@@ -32,6 +32,7 @@ PINNED: dict[str, dict[int, str]] = {
     "updates": {1: "68ab74f1f7a8e378", 2: "1fb9e7f4e5debab1"},
     "turn_updates": {1: "f2e8803a0b6d9590"},
     "optimisation_faults": {1: "a2cc42ad8804a173"},
+    "gradient_noise": {1: "392d57ad95e82899"},
     "evaluations": {1: "55394564de891d48"},
     "demonstrations": {1: "128cc5f92c9f56d7"},
     "rejected_trajectories": {1: "d771c3822e00bac1"},

@@ -256,6 +256,35 @@ def _gigpo(trajectories: Counting, config: AdvantagesConfig) -> dict[Key, float 
     return _two_parts(episodes, returns, states.__getitem__, trajectories, config)
 
 
+def _tree_td(trajectories: Counting, config: AdvantagesConfig) -> dict[Key, float | None]:
+    sums = {name: sum(t.rewards(shaped=True)) for name, t in trajectories.items()}
+    result: dict[Key, float | None] = {}
+    for name, trajectory in trajectories.items():
+        own = [total for other, total in sums.items() if other[0] == name[0]]
+        scale = _scale(name[0], own, list(sums.values()), trajectories, config)
+        rewards = trajectory.rewards(shaped=True)
+        values = [_value(name, j, trajectories) for j in range(len(rewards))] + [0.0]
+        for j, reward in enumerate(rewards):
+            change = reward + values[j + 1] - values[j]
+            result[*name, j] = change / scale if scale > EPSILON else None
+    return result
+
+
+def _value(name: tuple[str, int], j: int, trajectories: Counting) -> float:
+    """Returns the value of the state before a turn."""
+    left = [
+        sum(other.rewards(shaped=True)[j:])
+        for (task, _), other in trajectories.items()
+        if task == name[0]
+        and len(other.states) > j
+        and other.states[j] == trajectories[name].states[j]
+    ]
+    if j == 0:
+        return mean(left)
+    promised = _value(name, j - 1, trajectories) - trajectories[name].rewards(shaped=True)[j - 1]
+    return mean([*left, promised])
+
+
 ESTIMATORS: dict[str, Callable[[Counting, AdvantagesConfig], dict[Key, float | None]]] = {
     "gtpo": _gtpo,
     "grpo": _grpo,
@@ -265,4 +294,5 @@ ESTIMATORS: dict[str, Callable[[Counting, AdvantagesConfig], dict[Key, float | N
     "reinforce_pp_baseline": _reinforce_pp_baseline,
     "mt_grpo": _mt_grpo,
     "gigpo": _gigpo,
+    "tree_td": _tree_td,
 }

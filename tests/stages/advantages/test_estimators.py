@@ -233,3 +233,40 @@ def test_gigpo_without_states_is_refused() -> None:
     stateless = ShapedRewards.validate(frame.with_columns(state=pl.lit(None, pl.Int32)))
     with pytest.raises(TurnledgerError, match="gigpo needs the state of every turn"):
         estimate_advantages(stateless, AdvantagesConfig(estimator="gigpo"))
+
+
+@LAW
+@given(groups=GROUPS)
+def test_what_turns_change_adds_up_to_what_the_trajectory_earned_beyond_its_group(
+    groups: Groups,
+) -> None:
+    config = AdvantagesConfig(estimator="tree_td", groups_without_outcome_variance="keep")
+    frame = frame_of(groups)
+    joined = estimate_advantages(frame, config).join(
+        frame.select(*TURN_KEY, "shaped_total"), on=TURN_KEY
+    )
+    per = (
+        joined.filter(pl.col("advantage").is_not_null())
+        .group_by("task_id", "sample_index")
+        .agg(
+            changed=(pl.col("advantage") * pl.col("scale")).sum(),
+            earned=pl.col("shaped_total").sum(),
+        )
+    )
+    beyond = per["earned"] - per.select(pl.col("earned").mean().over("task_id")).to_series()
+    assert per["changed"].to_list() == pytest.approx(beyond.to_list(), abs=1e-8)
+
+
+def test_a_turn_after_which_all_are_where_they_were_changes_nothing() -> None:
+    def passing(right: bool, *states: int) -> Trajectory:
+        return Trajectory(right, [0.0] * len(states), [*states], 0.0, True)
+
+    groups = {"t": [passing(True, 0, 1, 2), passing(False, 0, 1, 3), passing(False, 0, 1, 3)]}
+    credit = credit_of(groups, AdvantagesConfig(estimator="tree_td", scale="off"))
+    first = {key: value for key, value in credit.items() if key[2] == 0}
+    assert list(first.values()) == pytest.approx([0.0] * 3)
+    # One right in three passed the state before, which counts as one more in those after.
+    scale = 3**-0.5
+    assert credit["t", 0, 1] == pytest.approx((2 / 3 - 1 / 3) / scale)
+    assert credit["t", 1, 1] == pytest.approx((1 / 9 - 1 / 3) / scale)
+    assert credit["t", 0, 2] == pytest.approx((1 - 2 / 3) / scale)

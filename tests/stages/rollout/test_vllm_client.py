@@ -24,11 +24,18 @@ VOCABULARY = 8
 
 @contextmanager
 def answering(
-    body: bytes, *, status: int = 200, silent_at: str = "", drips: bool = False, **headers: str
+    body: bytes,
+    *,
+    status: int = 200,
+    silent_at: str = "",
+    failing_at: str = "",
+    drips: bool = False,
+    **headers: str,
 ) -> Iterator[str]:
     """Yields the address of a server that answers everything alike, and never at one path.
 
-    One that drips comes to no end: it sends a byte from time to time.
+    At another path it may answer that it failed. One that drips comes to no end: it sends a byte
+    from time to time.
     """
     ended = threading.Event()
 
@@ -38,7 +45,7 @@ def answering(
             if self.path == silent_at:
                 ended.wait()
                 return
-            self.send_response(status)
+            self.send_response(503 if self.path == failing_at else status)
             length = 2**20 if drips else len(body)
             for name, value in {"content-length": str(length), **headers}.items():
                 self.send_header(name.replace("_", "-"), value)
@@ -199,6 +206,14 @@ def test_loading_weights_has_a_time_of_its_own() -> None:
         pytest.raises(ServerLost, match=r"within 0\.5 s at /collective_rpc"),
     ):
         asked(url, partial(VllmClient.load_weights, folder="any", time_s=0.5))
+
+
+def test_a_server_that_gets_unwell_while_it_loads_weights_is_not_waited_for() -> None:
+    with (
+        answering(b"{}", silent_at="/collective_rpc", failing_at="/health") as url,
+        pytest.raises(ServerLost, match="it answered 503"),
+    ):
+        asked(url, partial(VllmClient.load_weights, folder="any", time_s=3_600))
 
 
 @pytest.mark.parametrize("status", [404, 500])

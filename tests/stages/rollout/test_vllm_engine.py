@@ -30,7 +30,12 @@ from tests.stages.rollout.vllm_environment import (
     write_policy,
 )
 
-pytestmark = [needs_vllm, pytest.mark.timeout(900), pytest.mark.xdist_group("vllm")]
+pytestmark = [
+    pytest.mark.long,
+    needs_vllm,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("vllm"),
+]
 VOCABULARY = 300
 
 
@@ -59,12 +64,12 @@ def engine(started: VllmEngine, policy: Path) -> VllmEngine:
 
 
 @pytest.fixture
-def at_url(started: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., VllmEngine]:
+def at_url(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., VllmEngine]:
     """Makes engines on the started server as if somebody else ran it."""
-    monkeypatch.setenv(KEY_VARIABLE, key_of(started))
+    monkeypatch.setenv(KEY_VARIABLE, key_of(engine))
 
     def make(**changes: object) -> VllmEngine:
-        url = {"url": started._server.url}
+        url = {"url": engine._server.url}
         config = VllmConfig.model_validate({**CONFIG.model_dump(), **url, **changes})
         return VllmEngine(config, forward=forward)
 
