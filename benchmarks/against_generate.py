@@ -47,6 +47,15 @@ def add_ratio(
 
 def generate_with_transformers(model: PreTrainedModel, requests: Requests) -> int:
     """Answers the requests with transformers.generate(); returns the number of tokens."""
+    return int(generated_rows(model, requests)[1].sum())
+
+
+def generated_rows(model: PreTrainedModel, requests: Requests) -> tuple[torch.Tensor, torch.Tensor]:
+    """Answers the requests with transformers.generate().
+
+    Returns:
+        Tokens of each row, and which of them were sampled before or as its end, [rows, tokens].
+    """
     width = max(len(context) for context in requests.contexts)
     ids = torch.zeros((len(requests.contexts), width), dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -64,9 +73,8 @@ def generate_with_transformers(model: PreTrainedModel, requests: Requests) -> in
         eos_token_id=list(requests.stop_ids) or [-1],  # null would be the model's own
         pad_token_id=0,
     )[:, width:]
-    stopped = torch.isin(output, torch.tensor(requests.stop_ids))
-    before_stop = stopped.long().cumsum(1) == 0
-    return int(before_stop.sum()) + int(stopped.any(1).sum())
+    stopped = torch.isin(output, torch.tensor(requests.stop_ids)).long()
+    return output, stopped.cumsum(1) - stopped == 0
 
 
 def equal_lengths(requests: Requests) -> Requests:
