@@ -139,7 +139,7 @@ def train_all(store: str, batches: list[list[Training]], on_fact: OnFact) -> Non
             task_run_name="{run}",
             cache_policy=NO_CACHE,
             persist_result=False,
-            # One that failed goes on where it was; most that fail do so by the machine's fault.
+            # One that the machine failed goes on where it was.
             retries=1,
         )(trainers.train)
         for batch in batches:

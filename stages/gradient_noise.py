@@ -34,20 +34,22 @@ def measure_noise(
         batch: Trajectories with token-level credit; an empty one has no rows.
         config: Loss and batching.
     """
+    if not len(batch):
+        return GradientNoise.create_empty()
     model.eval()
     plain = config.model_copy(update={"entropy_bonus": 0.0, "reference_kl": 0.0})
     objective = Objective.of(
         model, batch, plain, reference_logprobs=None, on_part=lambda done, of: None
     )
     groups = _groups(batch)
-    every = np.arange(len(batch))
-    weights = token_weights(batch, every, plain) * len(groups) if len(batch) else np.zeros(0)
-    before = [torch.zeros_like(w) for w in model.parameters() if w.requires_grad]
+    weights = token_weights(batch, np.arange(len(batch)), plain) * np.float32(len(groups))
+    learnt = [weight for weight in model.parameters() if weight.requires_grad]
+    before = [torch.zeros_like(weight) for weight in learnt]
     rows = []
     for task_id, trajectories in groups.items():
         model.zero_grad(set_to_none=True)
-        objective.accumulate(trajectories, weights.astype(np.float32), Trace.of(batch))
-        gradient = [_gradient(w) for w in model.parameters() if w.requires_grad]
+        objective.accumulate(trajectories, weights, Trace.of(batch))
+        gradient = [torch.zeros_like(w) if w.grad is None else w.grad for w in learnt]
         rows.append(
             {
                 "task_id": task_id,
@@ -113,10 +115,6 @@ def _groups(batch: Batch) -> dict[str, NDArray[np.int64]]:
         task_id: np.array(numbers, dtype=np.int64)
         for task_id, numbers in parts.select("task_id", "number").iter_rows()
     }
-
-
-def _gradient(weight: torch.nn.Parameter) -> torch.Tensor:
-    return torch.zeros_like(weight) if weight.grad is None else weight.grad.clone()
 
 
 def _dot(left: Iterable[torch.Tensor], right: Iterable[torch.Tensor]) -> float:
