@@ -37,7 +37,7 @@ from schemas.tables import Turns
 from storage import Fingerprint, Store
 from tests.process_trees import alive, processes_below, wait_until
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("clusters")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 WORKING = "ray::on a worker"
 """What Ray calls a worker process while it computes one of our tasks."""

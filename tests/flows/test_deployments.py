@@ -33,7 +33,7 @@ from flows.cli_options import read_config
 from storage import Store
 from tests.prefect_servers import prefect_server_on
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1_500), pytest.mark.xdist_group("deployments")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1_500)]
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "docs" / "examples" / "nightly.toml"

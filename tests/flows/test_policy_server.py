@@ -15,7 +15,7 @@ from schemas.errors import EngineError
 from stages.rollout.engine import Requests
 from stages.rollout.vllm_engine import VllmEngine
 from tests.process_trees import processes_below
-from tests.stages.rollout.vllm_environment import (
+from tests.stages.rollout.with_vllm.vllm_environment import (
     CONFIG,
     forward,
     needs_vllm,
@@ -26,7 +26,6 @@ pytestmark = [
     pytest.mark.long,
     needs_vllm,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("vllm"),
 ]
 
 

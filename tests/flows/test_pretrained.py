@@ -27,14 +27,14 @@ from storage import open_table
 from storage.checkpoints import load_policy
 from tests.stages.dialogue.chat_tokenizers import CHATML, END, START, chat_tokenizer
 from tests.stages.rollout.rollout_policies import recomputed_logprobs, turns_of
-from tests.stages.rollout.vllm_environment import CONFIG, PYTHON, forward, needs_vllm
+from tests.stages.rollout.with_vllm.vllm_environment import CONFIG, PYTHON, forward, needs_vllm
 
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k_train.jsonl"
 SMOLLM2 = Path(
     os.environ.get("TURNLEDGER_SMOLLM2", Path.home() / ".cache/turnledger/smollm2-135m-instruct")
 )
 AS_IT_IS = ("rollout.dialogue=chat", "cold_start.steps=0")
-SERVED = pytest.param("vllm", marks=[needs_vllm, pytest.mark.xdist_group("vllm")])
+SERVED = pytest.param("vllm", marks=needs_vllm)
 
 
 def policy_folder(folder: Path, *, template: str | None = CHATML, context: int = 2_048) -> Path:

@@ -7,9 +7,9 @@ import pytest
 from small_runs import SMALL, Cli, sets
 
 from storage import Store
-from tests.stages.rollout.vllm_environment import PYTHON, needs_vllm
+from tests.stages.rollout.with_vllm.vllm_environment import PYTHON, needs_vllm
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("vllm")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 SERVED = (
     "rollout.engine=vllm",
     f"vllm.python={PYTHON}",

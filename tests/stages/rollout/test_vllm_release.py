@@ -7,7 +7,7 @@ import pytest
 
 from schemas.errors import EngineError
 from stages.rollout.vllm_release import Release, head_size, installed_release
-from tests.stages.rollout.vllm_environment import PYTHON, needs_vllm
+from tests.stages.rollout.with_vllm.vllm_environment import PYTHON, needs_vllm
 
 
 @needs_vllm

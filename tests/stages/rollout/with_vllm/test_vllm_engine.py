@@ -1,10 +1,6 @@
 """The vLLM engine on a real server: one for all tests, with tiny policies."""
 
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,52 +11,23 @@ import torch
 
 from schemas.config import VllmConfig
 from schemas.errors import EngineError, PolicyError
-from stages.rollout import vllm_server
-from stages.rollout.engine import Generations, Requests
+from stages.rollout.engine import Requests
 from stages.rollout.vllm_engine import VllmEngine
 from stages.rollout.vllm_server import KEY_VARIABLE
 from storage.checkpoints import load_policy
-from tests.process_trees import processes_below
-from tests.stages.rollout.rollout_policies import random_model, recomputed_logprobs
-from tests.stages.rollout.vllm_environment import (
+from tests.stages.rollout.rollout_policies import random_model
+from tests.stages.rollout.with_vllm.vllm_environment import (
     CONFIG,
     forward,
-    model_of,
     needs_vllm,
-    write_policy,
 )
+from tests.stages.rollout.with_vllm.vllm_requests import asked, worst_difference
 
 pytestmark = [
     pytest.mark.long,
     needs_vllm,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("vllm"),
 ]
-VOCABULARY = 300
-
-
-@pytest.fixture(scope="session")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_policy(tmp_path_factory.mktemp("policies") / "first")
-
-
-@pytest.fixture(scope="session")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_policy(tmp_path_factory.mktemp("policies") / "other", changed_by=0.02)
-
-
-@pytest.fixture(scope="session")
-def started(policy: Path) -> Iterator[VllmEngine]:
-    engine = VllmEngine(CONFIG, forward=forward)
-    engine.update_weights(str(policy), 0)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def engine(started: VllmEngine, policy: Path) -> VllmEngine:
-    started.update_weights(str(policy), 0)
-    return started
 
 
 @pytest.fixture
@@ -78,55 +45,6 @@ def at_url(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 def key_of(engine: VllmEngine) -> str:
     return engine._server.headers["Authorization"].removeprefix("Bearer ")
-
-
-def asked(
-    rows: int = 32,
-    *,
-    longest: int = 250,
-    limit: int = 40,
-    stop_ids: tuple[int, ...] = (1,),
-    stop_strings: tuple[str, ...] = (),
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-) -> Requests:
-    random = np.random.default_rng(0)
-    lengths = random.integers(1, longest, size=rows)
-    return Requests(
-        contexts=[random.integers(VOCABULARY, size=length).tolist() for length in lengths],
-        seeds=np.arange(rows, dtype=np.int64) + 2**62,
-        max_new_tokens=np.full(rows, limit, dtype=np.int64),
-        stop_ids=stop_ids,
-        stop_strings=stop_strings,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-    )
-
-
-def worst_difference(folder: Path, requests: Requests, got: Generations) -> float:
-    """Compares with a plain forward pass, cut to the tokens of top-k and top-p one by one."""
-    return max(
-        float(
-            (
-                recomputed_logprobs(
-                    model_of(folder),
-                    context,
-                    tokens,
-                    requests.temperature,
-                    top_p=requests.top_p,
-                    top_k=requests.top_k,
-                )
-                - torch.tensor(logprobs)
-            )
-            .abs()
-            .max()
-        )
-        for context, tokens, logprobs in zip(
-            requests.contexts, got.token_ids, got.logprobs, strict=True
-        )
-    )
 
 
 @pytest.mark.parametrize(
@@ -336,79 +254,3 @@ def test_the_server_lets_nobody_in_without_its_key(
     monkeypatch.setenv(KEY_VARIABLE, "wrong")
     with pytest.raises(EngineError, match=f"put it into {KEY_VARIABLE}"):
         at_url().update_weights(str(policy), 0)
-
-
-def server_processes(engine: VllmEngine) -> dict[str, int]:
-    """Returns the process of the server and that of its model, by name."""
-    keeper = engine._server._running._kept.keeper.pid  # type: ignore[attr-defined]
-    found = processes_below(keeper)
-    return {
-        "server": next(pid for pid, name in found.items() if "turnledger_serve" in name),
-        "model": next(pid for pid, name in found.items() if "EngineCore" in name),
-    }
-
-
-def interrupted(engine: VllmEngine, requests: Requests, what: str, how: int) -> Generations:
-    """Samples, and sends a process of the server a signal meanwhile."""
-    victim = server_processes(engine)[what]
-    timer = threading.Timer(0.7, os.kill, (victim, how))
-    timer.start()
-    got = engine.generate(requests)
-    timer.join()
-    return got
-
-
-@pytest.mark.parametrize(
-    ("what", "how"), [("server", signal.SIGKILL), ("model", signal.SIGSTOP)], ids=str
-)
-def test_a_server_that_dies_or_hangs_is_started_again_and_no_row_is_lost(
-    engine: VllmEngine, policy: Path, other: Path, what: str, how: int
-) -> None:
-    engine.update_weights(str(other), 4)
-    requests = asked(96, limit=250, stop_ids=())
-    undisturbed = engine.generate(requests)
-    before = engine._server.url, engine._session
-    engine._config = CONFIG.model_copy(update={"silence_time_s": 15.0})
-    began = time.monotonic()
-    got = interrupted(engine, requests, what, how)
-    assert time.monotonic() - began < 300
-    engine._config = CONFIG
-    assert engine._session is not before[1]
-    assert got.token_ids == undisturbed.token_ids
-    assert worst_difference(other, requests, got) < 1e-4
-    assert engine._restarts_left == CONFIG.restarts - 1
-
-
-@pytest.mark.parametrize("what", ["server", "model"])
-def test_a_server_killed_in_an_update_is_started_again_with_the_new_policy(
-    engine: VllmEngine, other: Path, what: str
-) -> None:
-    os.kill(server_processes(engine)[what], signal.SIGKILL)
-    engine.update_weights(str(other), 5)
-    requests = asked(8)
-    got = engine.generate(requests)
-    assert (engine.policy_version, got.policy_version) == (5, 5)
-    assert worst_difference(other, requests, got) < 1e-4
-
-
-def test_restarts_are_bounded(engine: VllmEngine) -> None:
-    engine._restarts_left = 0
-    with pytest.raises(EngineError, match=r"once more than vllm\.restarts=3 allows.*signal 9"):
-        interrupted(engine, asked(96, limit=250, stop_ids=()), "server", signal.SIGKILL)
-    with pytest.raises(EngineError, match="allows"):
-        engine.generate(asked(2))
-
-
-def test_a_taken_port_does_not_matter(
-    started: VllmEngine, policy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started.close()
-    free = vllm_server._free_port
-    with vllm_server.socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        ports = iter([taken.getsockname()[1]])
-        monkeypatch.setattr(vllm_server, "_free_port", lambda: next(ports, None) or free())
-        started.update_weights(str(policy), 0)
-    assert not started._server.url.endswith(str(taken))
-    assert len(started.generate(asked(4)).token_ids) == 4

@@ -16,7 +16,12 @@ from stages.rollout.vllm_engine import VllmEngine
 from stages.rollout.vllm_server import GivenServer, ServerProcess
 from tests.process_trees import processes_below
 from tests.stages.rollout.test_vllm_client import answering
-from tests.stages.rollout.vllm_environment import CONFIG, forward, needs_vllm, write_policy
+from tests.stages.rollout.with_vllm.vllm_environment import (
+    CONFIG,
+    forward,
+    needs_vllm,
+    write_policy,
+)
 
 SOON_S = 20.0
 """Far below the limits of what is waited for: ten minutes."""

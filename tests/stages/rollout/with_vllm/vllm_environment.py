@@ -14,7 +14,7 @@ from stages.cold_start.start import start_policy
 from stages.rollout.weight_check import forward_logprobs
 from storage.checkpoints import load_policy, save_policy
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PYTHON = os.environ.get("TURNLEDGER_VLLM_PYTHON", str(ROOT / ".venv-vllm/bin/python"))
 needs_vllm = pytest.mark.skipif(
     not Path(PYTHON).is_file(), reason="no environment with vLLM: make vllm builds it"
