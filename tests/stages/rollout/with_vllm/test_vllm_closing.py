@@ -94,6 +94,7 @@ def test_closing_ends_a_call_that_a_server_leaves_open(policy: Path) -> None:
     assert "its engine was closed" in str(error)
 
 
+@pytest.mark.long
 @needs_vllm
 @pytest.mark.timeout(900)
 def test_closing_ends_a_server_that_starts_and_the_engine_can_start_it_again(policy: Path) -> None:
