@@ -117,7 +117,7 @@ def _benchmark(
 
     def work() -> None:
         from flows.benchmarks import benchmark as benchmark_flow
-        from flows.sessions import start_prefect
+        from flows.prefect_server import start_prefect
 
         start_prefect()
         graded[:] = benchmark_flow(store.url, source, name, iteration, sets, samples, config)

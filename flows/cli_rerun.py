@@ -243,7 +243,7 @@ def _rerun(asked: "AskedRerun", told: "Reporter", *, refresh: bool = False) -> N
     changes: list[dict[str, Any]] = []
 
     def work() -> None:
-        from flows.sessions import start_prefect
+        from flows.prefect_server import start_prefect
 
         start_prefect()
         changes[:] = asked.compute(name, refresh=refresh)

@@ -47,7 +47,7 @@ def serve(
 
     Example: turnledger serve nightly --cron '0 2 * * *' --config nightly.toml
     """
-    from flows.sessions import check_prefect_home, has_prefect_server, start_prefect
+    from flows.prefect_server import check_prefect_home, has_prefect_server, start_prefect
 
     schedule = _schedule(scheduled or [], cron, interval_s)
     settings = read_config(config, overrides)

@@ -1,5 +1,6 @@
 """The command that trains and reports a study."""
 
+import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,7 @@ def study(
         _tell_plan(asked, pieces, tuning)
         return
     opened = Store.open(store, create=not stored)
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     if not stored:
         _train(asked, opened, tuning, jobs, "tuning")
     tuned = tuned_rates(opened, tuning)
@@ -107,7 +109,8 @@ def _train(
     """Trains what is not trained yet, with the cold starts that it shares first."""
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    from flows.sessions import check_inputs, check_prefect_home, start_prefect
+    from flows.prefect_server import check_prefect_home, start_prefect
+    from flows.sessions import check_inputs
     from flows.study import is_trained, starts_of, train_all
 
     console = Console()
@@ -133,7 +136,7 @@ def _train(
 def _measure(store: "Store", trainings: "list[Training]", part: str) -> None:
     """Measures the gradient noise of the first and last updates, where it is not stored."""
     from flows.gradients import is_measured, measure_gradients
-    from flows.sessions import check_prefect_home, start_prefect
+    from flows.prefect_server import check_prefect_home, start_prefect
     from flows.study import measured_updates
 
     with Console().status(f"{part}: gradient noise") as status:

@@ -148,7 +148,7 @@ def _train(
     told.say(f"{'run' if opened.has_run(name) else 'new run'} {name} in {store}")
 
     def work() -> None:
-        from flows.sessions import has_prefect_server, start_prefect
+        from flows.prefect_server import has_prefect_server, start_prefect
         from flows.stored_training import go_through_stored
         from flows.train import train as train_flow
 
@@ -191,7 +191,7 @@ def in_session(
     from flows.asked import holding
     from flows.events import listening
     from flows.interrupts import END_TIME_S, end_within
-    from flows.sessions import check_prefect_home
+    from flows.prefect_server import check_prefect_home
 
     check_prefect_home()
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))

@@ -1,12 +1,9 @@
 """Sessions: what surrounds a flow. Checks before it, the run's record and lock around it."""
 
-import signal
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 from pydantic import ValidationError
 
 from flows.binding import Place
@@ -249,55 +246,6 @@ def _sections_used(scope: Scope) -> set[str]:
     return {"compute"}.union(
         own, *(STAGES[name].sections for name in ORDER if scope.computes(name))
     )
-
-
-def has_prefect_server() -> bool:
-    """Says whether a server is configured; without one a temporary one is started."""
-    from prefect.settings import get_current_settings
-
-    return get_current_settings().api.url is not None
-
-
-def check_prefect_home() -> None:
-    """Refuses a folder for Prefect's state in which its server would hang.
-
-    Raises:
-        ConfigError: If the folder cannot be made or written.
-    """
-    from prefect.settings import get_current_settings
-
-    home = get_current_settings().home
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"PREFECT_HOME={home} cannot be written ({error.strerror}): name another folder"
-        ) from error
-
-
-def start_prefect() -> None:
-    """Starts the temporary Prefect server where none is configured, safe from Ctrl-C.
-
-    A terminal sends Ctrl-C to all processes that it runs. A server that died of it would take the
-    record of the flow with it, and the flow would fail instead of being interrupted. A process
-    inherits which signals are blocked, so the server is started while this one is.
-    """
-    from prefect.client.orchestration import get_client
-
-    blocked = {signal.SIGINT}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-    try:
-        with get_client(sync_client=True) as client:
-            client.hello()
-    except (httpx.HTTPError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TurnledgerError(
-            f"no Prefect server: {reason}; set PREFECT_API_URL to one that runs, or unset it"
-        ) from error
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
