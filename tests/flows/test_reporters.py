@@ -1,6 +1,7 @@
 """Quiet and JSON lines: what a scheduled job reads."""
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,26 +9,24 @@ from typing import Any
 import pytest
 from small_runs import SMALL, Cli, sets
 
-KEYS = {
-    "begin": {"store", "iterations"},
-    "stage": {
-        *("iteration", "split", "stage", "shard", "turn", "state", "reason", "seconds", "rows"),
-    },
-    "cold_start": {
-        *("iteration", "steps", "loss", "seconds", "trajectories", "imitated", "left_out"),
-    },
-    "iteration": {
-        *("iteration", "right", "reward", "turns", "penalised", "steps", "loss", "entropy"),
-        *("tokens_per_s", "left_s"),
-    },
-    "evaluation": {
-        *("iteration", "benchmark", "problems", "samples", "avg_at_k", "low", "high"),
-        "pass_at_k",
-    },
-    "changes": {"iteration", "source", "turns", "changed", "flips"},
-    "end": {"status", "exit_code", "message", "computed", "reused", "seconds"},
-}
-"""Event to its keys, beside `time`, `event` and `run`; the page on watching lists them."""
+PAGE = Path(__file__).parents[2] / "docs" / "watching.md"
+ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| [^|]+ \|$", re.MULTILINE)
+
+
+def documented_keys() -> dict[str, set[str]]:
+    """Returns event to its keys as the page lists them, beside `time`, `event` and `run`."""
+    table = PAGE.read_text().partition("| event | keys | when |\n")[2].partition("\n\n")[0]
+    # What a key may be stands in brackets behind it.
+    return {
+        event: set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", keys)))
+        for event, keys in ROW.findall(table)
+    }
+
+
+def check_keys(lines: list[dict[str, Any]]) -> None:
+    keys = documented_keys()
+    for line in lines:
+        assert line.keys() == keys[line["event"]] | {"time", "event", "run"}
 
 
 def objects(stdout: str) -> list[dict[str, Any]]:
@@ -45,8 +44,8 @@ def told(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, A
 
 
 def test_every_line_has_the_keys_of_its_event(told: list[dict[str, Any]]) -> None:
+    check_keys(told)
     for line in told:
-        assert line.keys() == KEYS[line["event"]] | {"time", "event", "run"}
         at = datetime.fromisoformat(line["time"])
         assert str(at.tzinfo) == "UTC"
 
@@ -78,6 +77,7 @@ def test_a_rerun_tells_what_changed(cli: Cli, trained: Path) -> None:
         *("rerun", "advantages", *arguments, "--only"),
         *("--set", "gamma=0.5", "--into", "told-by-json", "--json"),
     )
+    check_keys(objects(done.stdout))
     changes = next(line for line in objects(done.stdout) if line["event"] == "changes")
     assert changes["source"] == "small"
     assert changes["turns"] > 0

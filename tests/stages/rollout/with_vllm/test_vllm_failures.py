@@ -118,7 +118,7 @@ def test_a_server_that_runs_out_of_memory_is_started_again_and_no_row_is_lost(
     requests = asked(96, limit=250, stop_ids=())
     undisturbed = engine.generate(requests)
     before = engine._session
-    with memory_limit(server_processes(engine).values(), mib=16):
+    with memory_limit(server_processes(engine).values(), mib=1):
         got = engine.generate(requests)
     assert engine._session is not before
     assert got.token_ids == undisturbed.token_ids
@@ -128,7 +128,7 @@ def test_a_server_that_runs_out_of_memory_is_started_again_and_no_row_is_lost(
 def test_out_of_memory_is_told_with_what_to_lower(engine: VllmEngine) -> None:
     engine._restarts_left = 0
     with (
-        memory_limit(server_processes(engine).values(), mib=16),
+        memory_limit(server_processes(engine).values(), mib=1),
         pytest.raises(EngineError, match=r"if memory ran out, lower vllm\.kv_cache_gib"),
     ):
         engine.generate(asked(96, limit=250, stop_ids=()))
