@@ -23,7 +23,7 @@ from flows.train import SHARDS_AT_ONCE
 from schemas.config import ProblemsConfig, RunConfig
 from schemas.errors import ConfigError, ProblemFileError
 from schemas.refs import StageOutput, TableRef
-from storage.layout import SPLITS
+from storage.layout import SPLIT_NAME, SPLITS
 from storage.problem_sources import field_names, find_source
 
 EMBEDDED = "held_out"
@@ -52,7 +52,7 @@ class ProblemSet(BaseModel):
             ConfigError: If the name cannot be used.
         """
         name, equals, path = text.partition("=")
-        if not re.fullmatch("[a-z][a-z0-9_]{0,39}", name) or name in SPLITS:
+        if not re.fullmatch(SPLIT_NAME, name) or name in SPLITS:
             raise ConfigError(
                 f"benchmark name {name!r} cannot be used: take up to 40 small letters, digits and "
                 f"underscores, a letter first, and neither {' nor '.join(SPLITS)}"

@@ -45,7 +45,9 @@ PICTURE_FILE = "accuracy.png"
 
 SPLITS = ("train", "evaluation")
 """Parts of an iteration that every run has; a benchmark is a part under its own name."""
-Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+SPLIT_NAME = "[a-z][a-z0-9_]{0,39}"
+"""Names of parts that can be used, as a pattern."""
+Split = Annotated[str, Field(pattern=f"^{SPLIT_NAME}$")]
 
 RUN_NAME = "[A-Za-z0-9._-]{1,64}"
 """Names of runs that can be used, as a pattern."""

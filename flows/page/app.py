@@ -1,5 +1,6 @@
 """The web application: addresses to views, errors to pages of one line."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 
@@ -21,6 +22,7 @@ from flows.page.rendering import render, style
 from flows.page.timing import timing_view
 from schemas.errors import StoreUnavailable, TurnledgerError
 from storage import Store
+from storage.layout import SPLIT_NAME
 
 HEADERS = {
     # Nothing but our own style sheet is loaded, and no script runs, whatever a page may hold.
@@ -164,7 +166,10 @@ def _iteration(request: Request) -> int:
 
 
 def _split(query: Query) -> str:
-    return _one_of(query, "split", ("train", "evaluation"))
+    split = query.get("split") or "train"
+    if not re.fullmatch(SPLIT_NAME, split):
+        raise BadQueryError(f"split={split} cannot be used: take train, evaluation or a benchmark")
+    return split
 
 
 def _one_of(query: Query, name: str, values: tuple[str, ...]) -> str:

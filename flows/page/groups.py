@@ -107,7 +107,9 @@ def groups_view(reader: Reader, choice: Choice) -> GroupsView:
     iterations = reader.iterations(choice.run, choice.split)
     if choice.iteration not in iterations:
         known = f"it has {iterations[0]} to {iterations[-1]}" if iterations else "it has none yet"
-        what = "evaluation" if choice.split == "evaluation" else "iteration"
+        what = {"train": "iteration", "evaluation": "evaluation"}.get(
+            choice.split, f"benchmark {choice.split} of iteration"
+        )
         raise NotFoundError(f"run {choice.run} has no {what} {choice.iteration}: {known}")
     tables = reader.tables(choice.run, choice.iteration, choice.split)
     with scan_errors(f"tables of {choice.run}"):
@@ -262,7 +264,7 @@ def _notes(tables: Tables, tasks: pl.DataFrame) -> Iterator[str]:
     if tasks.is_empty():
         yield "No trajectory of this iteration is stored."
         return
-    if tables.split == "evaluation":
+    if tables.split != "train":
         yield "An evaluation has no rewards and no advantages: a cell stands for a turn."
         return
     missing = {

@@ -11,6 +11,7 @@ from flows.page.reading import Reader, Tables
 from schemas.config import RunConfig
 from stages.evaluation import summarise
 from storage import RunRecord, scan_errors
+from storage.layout import SPLITS
 
 Z_95 = 1.959964
 """Of the normal distribution: 95 % lie within so many standard deviations."""
@@ -91,6 +92,21 @@ class IterationLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkLine:
+    """A policy of a run on a benchmark."""
+
+    benchmark: str
+    iteration: int
+    problems: int
+    samples: int
+    avg_at_k: float | None
+    low: float | None
+    """Lower end of the interval of 95 %, by the bootstrap of `stages.evaluation`."""
+    high: float | None
+    pass_at_k: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
     """One run."""
 
@@ -100,6 +116,7 @@ class RunView:
     samples: int | None
     """k of avg@k; null without an evaluation."""
     iterations: Sequence[IterationLine]
+    benchmarks: Sequence[BenchmarkLine]
     charts: Sequence[Chart]
     notes: Sequence[str]
     """What is missing, and why."""
@@ -141,6 +158,7 @@ def run_view(reader: Reader, run: str) -> RunView:
         branches=[r.name for r in reader.store.runs() if r.parent and r.parent.run == run],
         samples=accuracy["samples"].max() if len(accuracy) else None,  # type: ignore[arg-type]
         iterations=lines,
+        benchmarks=list(_benchmarks(tables, reader.splits(run))),
         charts=run_charts({"": frame}),
         notes=list(_notes(record, frame, accuracy)),
     )
@@ -153,18 +171,29 @@ def accuracy_by_iteration(tables: Tables) -> pl.DataFrame:
         `iteration`, `samples`, `avg_at_k`, `avg_at_k_low`, `avg_at_k_high`, `pass_at_k`; of several
         benchmarks the first.
     """
-    columns = ("benchmark", "task_id", "correct", "tool_calls", "failed_tool_calls", "turns")
-    opened = tables.open("evaluations", split="evaluation")
-    with scan_errors(f"evaluations of {tables.run}"):
-        samples = opened.select("iteration", *columns).collect()
-    rows = [
-        {"iteration": iteration, **summarise(part.drop("iteration")).row(0, named=True)}
-        for (iteration,), part in samples.group_by("iteration")
-    ]
+    rows = list(_accuracies(tables, "evaluation"))
     floats = ("avg_at_k", "low", "high", "pass_at_k")
     schema = {"iteration": pl.Int32, "samples": pl.Int64, **dict.fromkeys(floats, pl.Float64)}
     told = pl.DataFrame([{n: row[n] for n in schema} for row in rows], schema=schema)
     return told.rename({"low": "avg_at_k_low", "high": "avg_at_k_high"}).sort("iteration")
+
+
+def _benchmarks(tables: Tables, splits: Sequence[str]) -> Iterator[BenchmarkLine]:
+    names = {field.name for field in fields(BenchmarkLine)} - {"benchmark"}
+    for split in splits:
+        if split not in SPLITS:
+            for row in sorted(_accuracies(tables, split), key=lambda row: int(row["iteration"])):
+                yield BenchmarkLine(benchmark=split, **{name: row[name] for name in names})
+
+
+def _accuracies(tables: Tables, split: str) -> Iterator[dict[str, Any]]:
+    """Summarises the outcomes of each iteration; of several benchmarks the first."""
+    columns = ("benchmark", "task_id", "correct", "tool_calls", "failed_tool_calls", "turns")
+    opened = tables.open("evaluations", split=split)
+    with scan_errors(f"evaluations of {tables.run}"):
+        samples = opened.select("iteration", *columns).collect()
+    for (iteration,), part in samples.group_by("iteration"):
+        yield {"iteration": iteration, **summarise(part.drop("iteration")).row(0, named=True)}
 
 
 def figures_by_iteration(tables: Tables, accuracy: pl.DataFrame) -> pl.DataFrame:

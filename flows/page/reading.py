@@ -10,7 +10,7 @@ from schemas.errors import StoreError
 from schemas.refs import Ref
 from schemas.tables import GROUP_KEY, TRAJECTORY_KEY
 from storage import MissingTableError, RunRecord, RunTables, Slot, Store
-from storage.layout import POLICY_FOLDER, RUN_NAME
+from storage.layout import POLICY_FOLDER, RUN_NAME, SPLITS
 from storage.tables import known_table
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -53,6 +53,13 @@ class Reader:
         chosen = (uri for uri in slots if split is None or f"/split={split}/" in uri)
         parts = (part for uri in chosen for part in uri.split("/"))
         return sorted({int(part[10:]) for part in parts if part.startswith("iteration=")})
+
+    def splits(self, run: str) -> list[str]:
+        """Returns the parts of a run that hold a result: `train`, `evaluation`, then benchmarks."""
+        with self.store.backend.errors("read", run):
+            slots = self.store.backend.slots(run)
+        found = {part[6:] for uri in slots for part in uri.split("/") if part.startswith("split=")}
+        return sorted(found, key=lambda split: (split not in SPLITS, split != "train", split))
 
     def policy_state(self, run: str, iteration: int) -> str:
         """Says whether the policy that an iteration made is kept, released or not there."""
@@ -143,7 +150,7 @@ class Tables:
 
     def outcomes(self) -> pl.LazyFrame:
         """Returns `task_id`, `sample_index` and `outcome`, 1 or 0, a row a trajectory."""
-        if self.split == "evaluation":
+        if self.split != "train":
             graded = self.open("evaluations")
             return graded.select(*TRAJECTORY_KEY, outcome=pl.col("correct").cast(pl.Float64))
         lasts = self.open("turn_rewards").filter("is_last")

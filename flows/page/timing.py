@@ -43,6 +43,8 @@ class TimingView:
     run: str
     iteration: int
     split: str
+    splits: Sequence[str]
+    """Parts of the run: `train`, `evaluation`, then benchmarks."""
     iterations: Sequence[int]
     seconds: float
     """Of the rollout."""
@@ -71,7 +73,7 @@ def timing_view(reader: Reader, run: str, iteration: int | None, split: str) -> 
         reader: The store.
         run: Name of the run.
         iteration: Which; null for the last.
-        split: `train` or `evaluation`.
+        split: `train`, `evaluation` or a benchmark.
 
     Raises:
         NotFoundError: If there is no such run.
@@ -89,6 +91,7 @@ def timing_view(reader: Reader, run: str, iteration: int | None, split: str) -> 
         run=run,
         iteration=chosen,
         split=split,
+        splits=reader.splits(run),
         iterations=known,
         seconds=seconds,
         lanes=[(f"shard {shard}", TOP + LANE * n) for n, shard in enumerate(lanes)],

@@ -1,6 +1,6 @@
 """Every sort of page of the store of `page_runs`, by name."""
 
-from page_runs import BRANCH, EMPTY, FAILED, IMPORTED, RUN
+from page_runs import BENCHMARK, BRANCH, EMPTY, FAILED, IMPORTED, RUN
 
 from flows.page.links import (
     compare_url,
@@ -29,6 +29,7 @@ def addresses(task: str = "sum") -> dict[str, str]:
         "cold start": iteration_url(RUN, 0),
         "imported iteration": iteration_url(IMPORTED, 1),
         "evaluation": iteration_url(RUN, 2, split="evaluation"),
+        "benchmark": iteration_url(RUN, 2, split=BENCHMARK),
         "flips": iteration_url(BRANCH, 1, show="flips", against=RUN),
         "against outcome": iteration_url(RUN, 1, show="against-outcome"),
         "no groups": iteration_url(IMPORTED, 1, show="shaped"),

@@ -22,6 +22,8 @@ from stages.turn_rewards import score_turns
 from storage import Fingerprint, RunParent, RunRecord, Slot, Store
 
 RUN, BRANCH, IMPORTED, EMPTY, FAILED = "main", "gamma-50", "theirs", "empty", "failed"
+BENCHMARK = "sums"
+"""On which the last policy of RUN was tried."""
 WORDS = ("one ", "two ", "<code>", "</code>", "\n", "three")
 """What the tokens of the policy spell."""
 
@@ -94,6 +96,7 @@ def make_store(path: str | Path, texts: Mapping[str, str] | None = None) -> Stor
             _put_updates(store, run, iteration)
         for iteration in (0, 2):
             _put_evaluation(store, run, iteration, known)
+    _put_evaluation(store, RUN, 2, known, BENCHMARK)
     _put_iteration(store, IMPORTED, 1, groups_of(known), known, gamma=None)
     gamma_50 = RunConfig(advantages=AdvantagesConfig(gamma=0.5))
     parent = RunParent(run=RUN, iteration=1, stage="advantages", overrides=[known["override"]])
@@ -263,7 +266,9 @@ def _put_updates(store: Store, run: str, iteration: int) -> None:
     put(store, slot, updates=updates)
 
 
-def _put_evaluation(store: Store, run: str, iteration: int, texts: Texts) -> None:
+def _put_evaluation(
+    store: Store, run: str, iteration: int, texts: Texts, split: str = "evaluation"
+) -> None:
     groups = {
         texts["task"]: [Trajectory([(texts["code"], None, "ok"), (None, texts["gold"], "")])] * 2
     }
@@ -274,7 +279,7 @@ def _put_evaluation(store: Store, run: str, iteration: int, texts: Texts) -> Non
         "evaluation": {"evaluations": _evaluations(groups, texts)},
     }
     for stage, made in tables.items():
-        slot = Slot(run=run, iteration=iteration, split="evaluation", stage=stage)
+        slot = Slot(run=run, iteration=iteration, split=split, stage=stage)
         put(store, slot, **made)
 
 

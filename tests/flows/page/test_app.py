@@ -1,13 +1,15 @@
 """Addresses and what they answer, whatever is asked."""
 
+from html import escape
 from pathlib import Path
 
 import pytest
 from page_addresses import addresses
-from page_runs import BRANCH, RUN, make_store
+from page_runs import BENCHMARK, BRANCH, RUN, make_store
 from starlette.testclient import TestClient
 
 from flows.page.app import HEADERS, make_app
+from flows.page.links import iteration_url, run_url, trajectory_url
 from storage import Store
 
 
@@ -42,7 +44,9 @@ def test_page_is_there(client: TestClient, name: str) -> None:
         (f"/runs/{RUN}/iterations/1?page=-1", 400, "page=-1 cannot be used: take a whole number"),
         (f"/runs/{RUN}/iterations/1?page=²", 400, "page=² cannot be used"),
         (f"/runs/{RUN}/iterations/1?show=best", 400, "show=best cannot be used: take one of all,"),
-        (f"/runs/{RUN}/iterations/1?split=test", 400, "split=test cannot be used"),
+        (f"/runs/{RUN}/iterations/1?split=Te/st", 400, "split=Te/st cannot be used"),
+        (f"/runs/{RUN}/iterations/1?split=sums", 404, "has no benchmark sums of iteration 1: it"),
+        (f"/runs/{RUN}/iterations/1?split=test", 404, "test of iteration 1: it has none yet"),
         (f"/runs/{RUN}/iterations/1?show=flips", 400, "show=flips needs the other run"),
         (f"/runs/{RUN}/iterations/1?show=flips&against=nobody", 404, "there is no run nobody"),
         (f"/runs/{RUN}/iterations/1/trajectory", 400, "names its task: add task=TASK"),
@@ -74,6 +78,16 @@ def test_every_answer_forbids_scripts(client: TestClient, address: str) -> None:
     assert {name: answer.headers[name] for name in HEADERS} == HEADERS
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert "unsafe" not in answer.headers["Content-Security-Policy"]
+
+
+def test_a_benchmark_leads_from_the_run_to_its_trajectories(client: TestClient) -> None:
+    address = iteration_url(RUN, 2, split=BENCHMARK)
+    assert f'href="{escape(address)}"' in client.get(run_url(RUN)).text
+    groups = client.get(address).text
+    assert f"<title>Benchmark {BENCHMARK}, iteration 2 of {RUN}" in groups
+    trajectory = trajectory_url(RUN, 2, "sum", 0, BENCHMARK)
+    assert f'href="{escape(trajectory)}' in groups
+    assert f"Benchmark {BENCHMARK}, iteration 2 of {RUN}" in client.get(trajectory).text
 
 
 def test_nothing_can_be_sent(client: TestClient) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import polars as pl
 import pytest
-from page_runs import BRANCH, IMPORTED, RUN, make_store
+from page_runs import BENCHMARK, BRANCH, IMPORTED, RUN, make_store
 
 from flows.page.groups import PAGE, Choice, against_outcome, groups_view
 from flows.page.reading import NotFoundError, Reader
@@ -105,7 +105,13 @@ def test_groups_come_in_the_order_in_which_they_were_asked(reader: Reader, store
 
 @pytest.mark.parametrize(
     ("iteration", "split", "neighbours"),
-    [(0, "train", [1]), (1, "train", [0, 2]), (0, "evaluation", [2]), (2, "evaluation", [0])],
+    [
+        (0, "train", [1]),
+        (1, "train", [0, 2]),
+        (0, "evaluation", [2]),
+        (2, "evaluation", [0]),
+        (2, BENCHMARK, []),
+    ],
 )
 def test_neighbours_are_those_that_can_be_shown(
     reader: Reader, iteration: int, split: str, neighbours: list[int]

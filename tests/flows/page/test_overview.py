@@ -5,7 +5,7 @@ from statistics import mean, stdev
 
 import polars as pl
 import pytest
-from page_runs import BRANCH, EMPTY, FAILED, IMPORTED, RUN, make_store
+from page_runs import BENCHMARK, BRANCH, EMPTY, FAILED, IMPORTED, RUN, make_store
 
 from flows.page.conversation import Key, conversation
 from flows.page.overview import RunView, run_list, run_view
@@ -54,6 +54,12 @@ def test_held_out_accuracy_has_its_interval(view: RunView) -> None:
     told = [line.avg_at_k for line in view.iterations]
     assert told == [0.5, None, 0.5]
     assert view.samples == 2
+
+
+def test_a_benchmark_has_a_line_for_each_policy(view: RunView, reader: Reader) -> None:
+    told = [(b.benchmark, b.iteration, b.problems, b.samples, b.avg_at_k) for b in view.benchmarks]
+    assert told == [(BENCHMARK, 2, 1, 2, 0.5)]
+    assert not run_view(reader, BRANCH).benchmarks
 
 
 def test_settings_that_differ_are_told_apart(reader: Reader) -> None:

@@ -1,7 +1,7 @@
 """Where the time of an iteration went."""
 
 import pytest
-from page_runs import EMPTY, IMPORTED, RUN
+from page_runs import BENCHMARK, EMPTY, IMPORTED, RUN
 
 from flows.page.reading import Reader
 from flows.page.timing import LEFT, WIDTH, timing_view
@@ -28,6 +28,12 @@ def test_stages_are_told_with_their_seconds(reader: Reader) -> None:
 
 def _stages(reader: Reader, iteration: int, split: str) -> list[tuple[str, int, float]]:
     return list(timing_view(reader, RUN, iteration, split).stages)
+
+
+def test_every_part_of_the_run_can_be_chosen(reader: Reader) -> None:
+    view = timing_view(reader, RUN, 2, BENCHMARK)
+    assert view.splits == ["train", "evaluation", BENCHMARK]
+    assert ("rollout", 1, 1.5) in view.stages
 
 
 def test_the_prefix_cache_is_told(reader: Reader) -> None:
