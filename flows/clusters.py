@@ -217,8 +217,13 @@ def _start_ray(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], Fa
         with _apart_from_signals():
             running.enter_context(runner)
     except (OSError, RuntimeError, ValueError) as error:
-        told = "start one" if url is None else f"use the one at {url}"
-        raise ClusterError(f"Ray cannot {told}: {_first_line(error)}") from error
+        reason = _first_line(error)
+        if url is None:
+            raise ClusterError(f"Ray cannot start one: {reason}") from error
+        raise ClusterError(
+            f"Ray cannot use the one at {url}: {reason}; if it asks for a token, set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what it was started with"
+        ) from error
     return runner, (RayError,)
 
 
