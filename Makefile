@@ -76,7 +76,7 @@ bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
 	$(VENV)/bin/python -m benchmarks.page
 
 study: $(INSTALLED)  ## Trains and reports the study of docs/study.md, hours on two cores; goes on where it was
-	$(VENV)/bin/turnledger study recipes/study.toml --piece main --to docs/study
+	$(VENV)/bin/turnledger study recipes/study.toml --piece main --piece ours --to docs/study
 
 clean:  ## Removes the environment and caches, never a store
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
