@@ -51,6 +51,23 @@ def interrupts_told() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def told_as_ctrl_c() -> Iterator[None]:
+    """Makes Ctrl-C of every interrupt, for a command: SIGTERM ends it in the same way.
+
+    Prefect turns the signal back into what it was before the flow, unless one of its own errors
+    comes in between.
+
+    Raises:
+        KeyboardInterrupt: If an interrupt is among what the error came from.
+    """
+    try:
+        with interrupts_told():
+            yield
+    except TerminationSignal as error:
+        raise KeyboardInterrupt from error
+
+
 def _interrupt_behind(error: BaseException | None) -> BaseException | None:
     if error is None or isinstance(error, INTERRUPTS):
         return error

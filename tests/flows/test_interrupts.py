@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prefect.exceptions import TerminationSignal
 from small_runs import SMALL, Cli, sets
 
-from flows.interrupts import interrupts_told
+from flows.interrupts import interrupts_told, told_as_ctrl_c
 from storage import Store
 from tests.process_trees import alive, processes_below, wait_until
 
@@ -24,11 +26,15 @@ sys.exit(130)
 """
 
 
+def throw(interrupt: BaseException) -> None:
+    raise interrupt
+
+
 def fail_while_handling(handled: BaseException) -> None:
     """Fails as a library does that makes an error of its own of what it met."""
     try:
         raise handled
-    except (KeyboardInterrupt, OSError):
+    except (KeyboardInterrupt, TerminationSignal, OSError):
         raise ValueError("Task run is not set") from OSError("a reason of its own")
 
 
@@ -40,6 +46,15 @@ def test_an_error_made_of_an_interrupt_is_an_interrupt(
 ) -> None:
     with pytest.raises(told), interrupts_told():
         fail_while_handling(handled)
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), TerminationSignal(signal.SIGTERM)])
+@pytest.mark.parametrize("fail", [fail_while_handling, throw])
+def test_a_command_ends_by_sigterm_as_by_ctrl_c(
+    interrupt: BaseException, fail: Callable[[BaseException], None]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), told_as_ctrl_c():
+        fail(interrupt)
 
 
 def test_a_process_ends_although_a_thread_does_not() -> None:
