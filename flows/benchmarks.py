@@ -16,6 +16,7 @@ from flows.adoption import adopt, taken_policy
 from flows.binding import Place
 from flows.credit_tasks import benchmark_task
 from flows.policies import stored_policy
+from flows.resources import server_given_up_on_interrupt
 from flows.rollouts import ask, results_of, submit_rollout
 from flows.sampling_tasks import problems_task
 from flows.task_inputs import Shard
@@ -112,7 +113,8 @@ def benchmark(
     for chosen in sets:
         stored = (place.at(0).on(chosen.name).slot("problems") for place in (old, new))
         adopt(new, *stored)
-    return [sampled(new, chosen, samples, config) for chosen in sets]
+    with server_given_up_on_interrupt():
+        return [sampled(new, chosen, samples, config) for chosen in sets]
 
 
 def sampled(place: Place, chosen: ProblemSet, samples: int, config: RunConfig) -> Graded:

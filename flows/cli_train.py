@@ -190,7 +190,7 @@ def in_session(
     """
     from flows.asked import holding
     from flows.events import listening
-    from flows.interrupts import END_TIME_S, end_within
+    from flows.interrupts import END_TIME_S, end_within, told_as_ctrl_c
     from flows.prefect_server import check_prefect_home
 
     check_prefect_home()
@@ -200,6 +200,7 @@ def in_session(
             holding(store, run, config, parent, in_place=in_place),
             told.of_run(store, run, None if parent else config, _begin(store, run)),
             listening(told.on_event),
+            told_as_ctrl_c(),
         ):
             work()
     except KeyboardInterrupt as error:

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,6 +18,15 @@ CLOSING_TIME_S = 10.0
 
 INTERRUPTS = (KeyboardInterrupt, TerminationSignal)
 """What ends a flow without an error: Ctrl-C, and a worker that cancels a flow run or stops."""
+
+
+def let_interrupts_end_waits() -> None:
+    """Makes Ctrl-C end what the main thread waits for, at once; to be called once Polars is there.
+
+    Polars handles the signal too, and lets a call that it interrupts begin again: a wait for a
+    server or for a long stage would go on until that has ended.
+    """
+    signal.siginterrupt(signal.SIGINT, True)
 
 
 @contextmanager
@@ -39,6 +49,23 @@ def interrupts_told() -> Iterator[None]:
         if interrupt is not None:
             raise KeyboardInterrupt from error
         raise
+
+
+@contextmanager
+def told_as_ctrl_c() -> Iterator[None]:
+    """Makes Ctrl-C of every interrupt, for a command: SIGTERM ends it in the same way.
+
+    Prefect turns the signal back into what it was before the flow, unless one of its own errors
+    comes in between.
+
+    Raises:
+        KeyboardInterrupt: If an interrupt is among what the error came from.
+    """
+    try:
+        with interrupts_told():
+            yield
+    except TerminationSignal as error:
+        raise KeyboardInterrupt from error
 
 
 def _interrupt_behind(error: BaseException | None) -> BaseException | None:

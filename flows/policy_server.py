@@ -5,10 +5,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flows.interrupts import INTERRUPTS
 from schemas.config import VllmConfig
 from schemas.errors import EngineError, PolicyError
 from stages.rollout.vllm_engine import VllmEngine
 from stages.rollout.weight_check import Forward
+
+_LOOK_S = 0.1
+"""How long is waited for who starts a server before it is taken from him again."""
 
 
 class PolicyServer:
@@ -24,6 +28,7 @@ class PolicyServer:
         self._engine: VllmEngine | None = None
         self._policy: str | None = None
         self._users = 0
+        self._is_given_up = False
 
     @contextmanager
     def lend(
@@ -39,7 +44,7 @@ class PolicyServer:
             forward: The trainer's forward pass, to check the server's weights against.
 
         Raises:
-            EngineError: If the server cannot sample from the policy.
+            EngineError: If the server cannot sample from the policy, or was given up.
             PolicyError: If the policy cannot be used.
         """
         wanted = (config, f"{policy} {version}")
@@ -47,6 +52,8 @@ class PolicyServer:
             self._changed.wait_for(
                 lambda: not self._users or (self._config, self._policy) == wanted
             )
+            if self._is_given_up:
+                raise EngineError("the vLLM server was given up")
             engine = self._ready(config, forward)
             if self._policy != wanted[1]:
                 self._policy = None
@@ -72,6 +79,26 @@ class PolicyServer:
             self._engine = VllmEngine(config, forward=forward)
             atexit.register(self._engine.close)
         return self._engine
+
+    @contextmanager
+    def given_up_on_interrupt(self) -> Iterator[None]:
+        """Ends the server when the block is interrupted, and lends it to nobody until the next one.
+
+        Who leaves the block waits for threads that sample. They would start the server to its end,
+        or wait for its answers, if it was not taken from them.
+        """
+        self._is_given_up = False
+        try:
+            yield
+        except INTERRUPTS:
+            self._is_given_up = True
+            # Who starts it, or loads weights, holds the lock, and may have begun just now.
+            while not self._changed.acquire(timeout=_LOOK_S):
+                if self._engine is not None:
+                    self._engine.close()
+            self._changed.release()
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends the server, if there is one."""

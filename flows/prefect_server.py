@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from flows.interrupts import let_interrupts_end_waits
 from schemas.errors import ConfigError, TurnledgerError
 
 _GUARD = Path(__file__).with_name("server_guard.py")
@@ -48,6 +49,8 @@ def start_prefect() -> None:
     A terminal sends Ctrl-C to all processes that it runs. A server that died of it would take the
     record of the flow with it, and the flow would fail instead of being interrupted. A process
     inherits which signals are blocked, so the server is started while this one is.
+
+    From then on, Ctrl-C ends at once what the main thread waits for.
     """
     from prefect.client.orchestration import get_client
 
@@ -64,6 +67,7 @@ def start_prefect() -> None:
         ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    let_interrupts_end_waits()
 
 
 def _guard_server() -> None:

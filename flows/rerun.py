@@ -21,6 +21,7 @@ from flows.credit_tasks import advantages_task
 from flows.device_limits import held, limits_of
 from flows.events import listening
 from flows.policies import stored_policy
+from flows.resources import server_given_up_on_interrupt
 from flows.rollouts import (
     Chain,
     ProblemSets,
@@ -100,6 +101,7 @@ def rerun(
         listening(log.note),
         held(new, limits_of(config, samples=scope.samples, learns=learns)),
         scaled_out(config.compute),
+        server_given_up_on_interrupt(),
     ):
         rerunning(old, new, scope, config)
     publish_iteration(new, log.take(iteration))

@@ -6,7 +6,7 @@ A stage run that finds its stored result loads no model and starts no sandbox.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -71,6 +71,11 @@ def engine_of(store: str, policy: CheckpointRef, sampling: Sampling) -> Iterator
         forward=forward_beside(compute),
     ) as engine:
         yield engine
+
+
+def server_given_up_on_interrupt() -> AbstractContextManager[None]:
+    """Returns a block that ends the vLLM server when it is interrupted, for the body of a flow."""
+    return _server.given_up_on_interrupt()
 
 
 def forward_beside(compute: ComputeConfig) -> Forward:

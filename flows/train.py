@@ -26,6 +26,7 @@ from flows.events import listening
 from flows.kept_policies import PolicyKeeper
 from flows.outside import problem_sections
 from flows.policies import made_policy
+from flows.resources import server_given_up_on_interrupt
 from flows.rollouts import (
     Chain,
     ProblemSets,
@@ -83,6 +84,7 @@ def train(store: str, run: str, config: RunConfig, refresh: tuple[str, ...] = ()
         listening(log.note),
         held(place, limits_of(config, samples=True, learns=True)),
         scaled_out(config.compute),
+        server_given_up_on_interrupt(),
     ):
         policy = training(place, config, on_iteration)
     publish_accuracy(place)

@@ -8,7 +8,7 @@ A trajectory reads
 
 where the tags are single control tokens. The policy samples a turn up to `</code>`, `</answer>`
 or its end token; the program inserts everything else. Text that is inserted is encoded with
-control tokens switched off, so no problem and no printed line can forge a tag.
+control tokens switched off, so no problem and no printed line can forge one.
 """
 
 import re
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from schemas.errors import PolicyError
 from schemas.tables import FinishReason, ParseError
-from stages.dialogue.encoding import decoded
+from stages.dialogue.encoding import TextEncoder, decoded
 from stages.python_syntax import is_no_python
 
 TAGS = (
@@ -74,7 +74,7 @@ class TagDialogue:
 
         Raises:
             PolicyError: If a tag or the end token is missing, or if inserted text could forge a
-                tag, because the tokenizer does not hold it for a special token.
+                control token, such as a tag that the tokenizer does not hold for a special one.
         """
         self.tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
@@ -89,6 +89,7 @@ class TagDialogue:
                     f"the policy's tokenizer takes {tag} in inserted text for a control token: "
                     "make it a special token and run the cold start"
                 )
+        self._encoder = TextEncoder(tokenizer)
         self.code_end_id = self._ids["</code>"]
         self.answer_end_id = self._ids["</answer>"]
         self.eos_id = int(tokenizer.eos_token_id)
@@ -133,8 +134,7 @@ class TagDialogue:
 
     def _encode_between(self, opening: str, texts: Sequence[str], closing: str) -> list[list[int]]:
         return [
-            [self._ids[opening], *ids, self._ids[closing]]
-            for ids in self._encode(texts, control_tokens=False)
+            [self._ids[opening], *ids, self._ids[closing]] for ids in self._encoder.encode(texts)
         ]
 
     def _encode(self, texts: Sequence[str], *, control_tokens: bool) -> list[list[int]]:

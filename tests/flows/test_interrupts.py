@@ -1,11 +1,19 @@
 """Ctrl-C at bad moments: it is told as what it is, and the process ends."""
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from prefect.exceptions import TerminationSignal
+from small_runs import SMALL, Cli, sets
 
-from flows.interrupts import interrupts_told
+from flows.interrupts import interrupts_told, told_as_ctrl_c
+from storage import Store
+from tests.process_trees import alive, processes_below, wait_until
 
 NEVER_ENDS = """
 import atexit, sys, threading
@@ -18,11 +26,15 @@ sys.exit(130)
 """
 
 
+def throw(interrupt: BaseException) -> None:
+    raise interrupt
+
+
 def fail_while_handling(handled: BaseException) -> None:
     """Fails as a library does that makes an error of its own of what it met."""
     try:
         raise handled
-    except (KeyboardInterrupt, OSError):
+    except (KeyboardInterrupt, TerminationSignal, OSError):
         raise ValueError("Task run is not set") from OSError("a reason of its own")
 
 
@@ -34,6 +46,15 @@ def test_an_error_made_of_an_interrupt_is_an_interrupt(
 ) -> None:
     with pytest.raises(told), interrupts_told():
         fail_while_handling(handled)
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), TerminationSignal(signal.SIGTERM)])
+@pytest.mark.parametrize("fail", [fail_while_handling, throw])
+def test_a_command_ends_by_sigterm_as_by_ctrl_c(
+    interrupt: BaseException, fail: Callable[[BaseException], None]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), told_as_ctrl_c():
+        fail(interrupt)
 
 
 def test_a_process_ends_although_a_thread_does_not() -> None:
@@ -61,3 +82,35 @@ threading.Event().wait()
 def test_a_process_ends_although_its_exit_waits_for_ever() -> None:
     done = subprocess.run([sys.executable, "-c", BLOCKED], timeout=60, check=False)
     assert done.returncode == 130
+
+
+SERVER_THAT_NEVER_ANSWERS = """#!/bin/sh
+case "$1" in
+    *turnledger_release.py) echo '{"version": "0.32.0"}' ;;
+    *) exec sleep 600 ;;
+esac
+"""
+
+
+def test_ctrl_c_waits_for_no_server_that_starts(cli: Cli, tmp_path: Path) -> None:
+    store, python = tmp_path / "store", tmp_path / "python"
+    python.write_text(SERVER_THAT_NEVER_ANSWERS)
+    python.chmod(0o755)
+    options = sets(*SMALL, "cold_start.steps=1", "rollout.engine=vllm", f"vllm.python={python}")
+    training = cli.start("train", "--store", str(store), "--run", "small", *options)
+
+    def server() -> set[int]:
+        below = processes_below(training.pid)
+        return {pid for pid, command in below.items() if command == "sleep 600"}
+
+    assert wait_until(lambda: server() or training.poll() is not None, 200)
+    started = server()
+    os.killpg(training.pid, signal.SIGINT)  # as a terminal does
+    _, stderr = training.communicate(timeout=60)
+    assert (training.returncode, stderr.splitlines()) == (
+        130,
+        ["interrupted: the same command continues run small"],
+    )
+    assert started
+    assert not alive(started)
+    assert Store.open(store).run_record("small").status == "interrupted"

@@ -63,6 +63,15 @@ def test_a_forged_answer_stays_text(dialogue: TagDialogue) -> None:
     assert dialogue.decode_turns([ids]) == [f"<output>{forged}</output>"]
 
 
+def test_a_control_token_that_is_not_special_stays_text_too() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<tool_call>"])
+    dialogue, forged = TagDialogue(tokenizer), "a<tool_call>b"
+    for ids in (*dialogue.encode_observations([forged]), *dialogue.encode_prompts([forged])):
+        assert tokenizer.get_vocab()["<tool_call>"] not in ids
+        assert forged in dialogue.decode_turns([ids])[0]
+
+
 def test_a_rendering_of_turns_between_does_not_switch_control_tokens_on(
     dialogue: TagDialogue,
 ) -> None:
