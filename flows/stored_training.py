@@ -8,6 +8,7 @@ that its pages show every run.
 import polars as pl
 
 from flows.binding import Place, StageRun, compute_and_keep, look_up
+from flows.kept_policies import PolicyKeeper
 from flows.plan import plan_training
 from flows.stage_tasks import planning
 from flows.train import note_iteration, training
@@ -19,6 +20,8 @@ from storage import Slot
 def go_through_stored(place: Place, config: RunConfig) -> bool:
     """Verifies and tells every stage run of a training, if there is nothing to compute.
 
+    Policies that are not to be kept any more are freed, as a training does.
+
     Returns:
         Whether it was so; if not, nothing was done.
 
@@ -27,8 +30,14 @@ def go_through_stored(place: Place, config: RunConfig) -> bool:
     """
     if place.refresh or plan_training(place, config).filter(pl.col("action") != "hit").height:
         return False
+    keeper = PolicyKeeper(config.compute.keep_policies)
+
+    def on_iteration(done: Place) -> None:
+        note_iteration(done)
+        keeper.free(done)
+
     with planning(_WithoutPrefect()):
-        training(place, config, note_iteration)
+        training(place, config, on_iteration)
     return True
 
 

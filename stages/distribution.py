@@ -49,8 +49,9 @@ def log_distribution(
 
 def entropy_of(log_probabilities: torch.Tensor) -> torch.Tensor:
     """Returns the entropy of each row, nats; tokens of probability zero add nothing."""
-    terms = log_probabilities.exp() * log_probabilities
-    return -terms.masked_fill(log_probabilities == -torch.inf, 0.0).sum(dim=-1)
+    # Masked before the product, whose gradient would be 0 times infinity there.
+    finite = log_probabilities.masked_fill(log_probabilities == -torch.inf, 0.0)
+    return -(log_probabilities.exp() * finite).sum(dim=-1)
 
 
 def _column(value: torch.Tensor | float) -> torch.Tensor | float:

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import polars as pl
-from small_runs import Cli
+from small_runs import Cli, kept
 
 from flows.binding import Place
 from flows.events import StageEvent, listening
@@ -24,6 +24,14 @@ def place_and_config(store: Path, run: str = "small") -> tuple[Place, RunConfig]
     opened = Store.open(store)
     place = Place(store=opened.url, run=run, iteration=0)
     return place, stored_config(opened.run_record("small"))
+
+
+def copied(trained: Path, store: Path) -> Path:
+    """Copies the run `small` alone into a store of its own."""
+    store.mkdir()
+    shutil.copy(trained / "store.json", store)
+    shutil.copytree(trained / "run=small", store / "run=small")
+    return store
 
 
 def test_a_finished_training_starts_no_server_and_tells_the_same(
@@ -61,11 +69,7 @@ def test_every_stage_run_is_told(trained: Path) -> None:
 
 
 def test_nothing_is_done_where_one_result_is_damaged(trained: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    for name in ("store.json", "run=small"):
-        copy = shutil.copytree if (trained / name).is_dir() else shutil.copy
-        store.mkdir(exist_ok=True)
-        copy(trained / name, store / name)
+    store = copied(trained, tmp_path / "store")
     place, config = place_and_config(store)
     (table,) = store.glob("run=small/iteration=0002/split=train/stage=advantages/*.parquet")
     table.write_bytes(table.read_bytes()[:-1])
@@ -86,3 +90,12 @@ def test_nothing_is_done_where_a_refresh_is_asked_for(trained: Path) -> None:
     place, config = place_and_config(trained)
     refreshed = place.model_copy(update={"refresh": ("advantages",)})
     assert not go_through_stored(refreshed, config)
+
+
+def test_policies_that_shall_not_be_kept_any_more_are_freed(trained: Path, tmp_path: Path) -> None:
+    store = copied(trained, tmp_path / "store")
+    place, config = place_and_config(store)
+    # Fewer than a user may keep, for the run is short.
+    compute = config.compute.model_copy(update={"keep_policies": 1})
+    assert go_through_stored(place, config.model_copy(update={"compute": compute}))
+    assert kept(store) == [0, 2]

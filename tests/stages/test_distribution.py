@@ -65,3 +65,14 @@ def test_entropy_counts_what_is_left() -> None:
     logits = torch.tensor([[1.0, 1.0, -9.0], [0.0, 0.0, 0.0]])
     log_probabilities = log_distribution(logits, temperature=1.0, top_k=torch.tensor([2, 0]))
     assert entropy_of(log_probabilities).tolist() == pytest.approx([math.log(2), math.log(3)])
+
+
+def test_entropy_has_the_gradient_of_what_is_left() -> None:
+    logits = torch.tensor([[1.0, 0.5, -9.0, 2.0]], requires_grad=True)
+    entropy_of(log_distribution(logits, temperature=0.7, top_k=3)).sum().backward()
+    left = torch.tensor([[1.0, 0.5, 2.0]], requires_grad=True)
+    entropy_of(log_distribution(left, temperature=0.7)).sum().backward()
+    assert logits.grad is not None
+    assert left.grad is not None
+    first, second, third = left.grad[0].tolist()
+    assert logits.grad[0].tolist() == pytest.approx([first, second, 0.0, third])

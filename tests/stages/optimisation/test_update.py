@@ -160,13 +160,29 @@ def test_a_stored_optimiser_continues_bit_for_bit(policy: Policy, tmp_path: Path
     assert not torch.equal(weights(forgetful), weights(whole))
 
 
-def test_learning_rate_of_the_configuration_wins_over_the_stored_one() -> None:
+@pytest.mark.parametrize(
+    ("setting", "stored"), [("learning_rate", "lr"), ("weight_decay", "weight_decay")]
+)
+def test_a_setting_of_the_configuration_wins_over_the_stored_one(setting: str, stored: str) -> None:
     batch = ragged_batch(LENGTHS)
     state = step(random_model("llama"), batch).optimiser_state
-    config = CONFIG.model_copy(update={"learning_rate": 7e-4})
+    config = CONFIG.model_copy(update={setting: 7e-4})
     again = step(random_model("llama"), batch, config=config, optimiser_state=state)
     assert again.optimiser_state is not None
-    assert again.optimiser_state["param_groups"][0]["lr"] == 7e-4
+    assert again.optimiser_state["param_groups"][0][stored] == 7e-4
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_a_gradient_is_shortened_to_its_bound_and_told_as_it_was(share: float) -> None:
+    batch = ragged_batch(LENGTHS)
+    norm = step(random_model("llama"), batch).updates["gradient_norm"][0]
+    config = CONFIG.model_copy(update={"gradient_clip": share * norm})
+    update = step(random_model("llama"), batch, config=config)
+    assert update.updates["gradient_norm"][0] == pytest.approx(norm)
+    assert update.optimiser_state is not None
+    moments = [state["exp_avg"].flatten() for state in update.optimiser_state["state"].values()]
+    # After one step the first moment is a tenth of the gradient.
+    assert 10 * float(torch.cat(moments).norm()) == pytest.approx(min(1.0, share) * norm, rel=1e-4)
 
 
 def test_an_observation_beyond_the_context_does_not_break_the_step() -> None:
