@@ -64,7 +64,9 @@ class IterationDone:
     penalised: float | None
     """Share of turns with a format penalty; null without turns."""
     steps: int
-    """Optimiser steps; 0 if there was no group to learn from."""
+    """Optimiser steps; 0 if there was no group to learn from, or the update was stopped."""
+    faults: int
+    """Turns at which the update was stopped; they are in the table `optimisation_faults`."""
     loss: float | None
     """Mean over the steps; null without any."""
     entropy: float | None
@@ -74,6 +76,8 @@ class IterationDone:
     def lines(self) -> list[str]:
         """Says it to a person."""
         told = f"entropy {_number(self.entropy)}" if self.steps else "no group to learn from"
+        if self.faults:
+            told = f"update stopped at {self.faults} turn{'s' if self.faults > 1 else ''}"
         return [
             f"iteration {self.iteration:3d}  right {_share(self.right)}  "
             f"reward {_number(self.reward)}  turns {self.turns:.1f}  "
@@ -161,6 +165,7 @@ def iteration_facts(
         turns=len(rewards) / max(1, int(rewards["is_last"].sum())),
         penalised=_mean(rewards["format"] < 0),
         steps=len(updates),
+        faults=updated.tables["optimisation_faults"].rows,
         loss=_mean(updates["loss"]),
         entropy=_mean(updates["entropy"]),
     )

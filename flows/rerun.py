@@ -188,8 +188,13 @@ def check_source(store: Store, old: Place, scope: Scope, config: RunConfig) -> N
                     f"run {old.run} holds no {stage} of iteration {old.iteration}: rerun an "
                     "earlier stage"
                 )
-    for iteration in _policies_needed(old.iteration, scope, config):
-        stored_policy(store, old.run, iteration)
+    try:
+        for iteration in _policies_needed(old.iteration, scope, config):
+            stored_policy(store, old.run, iteration)
+    except StoreError as error:
+        if scope.first in ("turn_rewards", "similarity", "advantages"):
+            raise StoreError(f"{error}; with --until advantages no policy is needed") from error
+        raise
 
 
 def _policies_needed(iteration: int, scope: Scope, config: RunConfig) -> list[int]:

@@ -31,6 +31,13 @@ def test_going_on_gives_what_a_run_that_kept_all_has(cli: Cli, tmp_path: Path) -
         assert done.returncode == 1
         assert "the policy of iteration 2 of few is not kept any more" in done.stderr
         assert "Traceback" not in done.stderr
+        again = ("rerun", "advantages", "--store", str(store), "--run", "few", "--iteration", "3")
+        change = ("--into", "credit", "--set", "gamma=0.5")
+        done = cli.run(*again, *change)
+        assert done.returncode == 1
+        assert done.stderr.endswith("with --until advantages no policy is needed\n")
+        done = cli.run(*again, *change, "--until", "advantages")
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_branch_goes_on_without_the_policy_that_it_began_with(

@@ -1,5 +1,6 @@
 """The update in a flow: other losses on a stored rollout, the reference, and a guard's stop."""
 
+import json
 from pathlib import Path
 
 import polars as pl
@@ -76,6 +77,9 @@ def test_a_stopped_update_names_its_turns_and_loses_nothing(cli: Cli, trained: P
     assert set(faults["reason"]) == {"divergence"}
     assert updates(trained, "update-stopped")["step"].to_list() == [0]
     assert set(updates(trained, "update-stopped", "turn_updates")["step"]) == {0}
+    told = cli.run("watch", "update-stopped", "--store", str(trained), "--json").stdout
+    (done,) = (line for line in map(json.loads, told.splitlines()) if line["event"] == "iteration")
+    assert done["faults"] == len(faults)
     # What the line says to do goes on from there.
     line = "turnledger rerun optimisation --run update-stopped --iteration 2 --into NAME"
     assert line in " ".join(error.split())
