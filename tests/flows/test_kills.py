@@ -29,6 +29,7 @@ KINDS = {
     "further_groups": (
         "advantages.groups_without_outcome_variance=drop",
         "rollout.resample_rounds=2",
+        "rollout.samples=8",
     ),
     "processes": ("compute.processes=2",),
     "stale": ("rollout.stale=true", "compute.keep_policies=2"),
