@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from flows.milestones import EvaluationDone
 from flows.page.charts import Chart, line_chart, series_of
 from flows.page.reading import Reader, Tables
 from schemas.config import RunConfig
@@ -92,21 +93,6 @@ class IterationLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkLine:
-    """A policy of a run on a benchmark."""
-
-    benchmark: str
-    iteration: int
-    problems: int
-    samples: int
-    avg_at_k: float | None
-    low: float | None
-    """Lower end of the interval of 95 %, by the bootstrap of `stages.evaluation`."""
-    high: float | None
-    pass_at_k: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
     """One run."""
 
@@ -116,7 +102,8 @@ class RunView:
     samples: int | None
     """k of avg@k; null without an evaluation."""
     iterations: Sequence[IterationLine]
-    benchmarks: Sequence[BenchmarkLine]
+    benchmarks: Sequence[EvaluationDone]
+    """Policies of the run on benchmarks."""
     charts: Sequence[Chart]
     notes: Sequence[str]
     """What is missing, and why."""
@@ -178,12 +165,12 @@ def accuracy_by_iteration(tables: Tables) -> pl.DataFrame:
     return told.rename({"low": "avg_at_k_low", "high": "avg_at_k_high"}).sort("iteration")
 
 
-def _benchmarks(tables: Tables, splits: Sequence[str]) -> Iterator[BenchmarkLine]:
-    names = {field.name for field in fields(BenchmarkLine)} - {"benchmark"}
+def _benchmarks(tables: Tables, splits: Sequence[str]) -> Iterator[EvaluationDone]:
+    names = {field.name for field in fields(EvaluationDone)} - {"benchmark"}
     for split in splits:
         if split not in SPLITS:
             for row in sorted(_accuracies(tables, split), key=lambda row: int(row["iteration"])):
-                yield BenchmarkLine(benchmark=split, **{name: row[name] for name in names})
+                yield EvaluationDone(benchmark=split, **{name: row[name] for name in names})
 
 
 def _accuracies(tables: Tables, split: str) -> Iterator[dict[str, Any]]:
