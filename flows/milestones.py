@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import polars as pl
 
+from flows.evaluations import EvaluationDone, evaluation_facts, number_text
 from flows.events import StageEvent
 from schemas.refs import StageOutput
 from stages.cold_start.examples import told_reasons
-from stages.evaluation import summarise
 from storage import Slot, Store
 
 COLD_START_TAIL = 50
@@ -75,41 +75,13 @@ class IterationDone:
     @property
     def lines(self) -> list[str]:
         """Says it to a person."""
-        told = f"entropy {_number(self.entropy)}" if self.steps else "no group to learn from"
+        told = f"entropy {number_text(self.entropy)}" if self.steps else "no group to learn from"
         if self.faults:
             told = f"update stopped at {self.faults} turn{'s' if self.faults > 1 else ''}"
         return [
             f"iteration {self.iteration:3d}  right {_share(self.right)}  "
-            f"reward {_number(self.reward)}  turns {self.turns:.1f}  "
+            f"reward {number_text(self.reward)}  turns {self.turns:.1f}  "
             f"penalised {_share(self.penalised)}  {told}"
-        ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationDone:
-    """What an evaluation found on one benchmark."""
-
-    kind: ClassVar[str] = "evaluation"
-
-    iteration: int
-    benchmark: str
-    problems: int
-    samples: int
-    """Samples a problem, k of avg@k."""
-    avg_at_k: float | None
-    low: float | None
-    """Lower end of the 95 % interval of avg@k."""
-    high: float | None
-    """Upper end of it."""
-    pass_at_k: float | None
-
-    @property
-    def lines(self) -> list[str]:
-        """Says it to a person."""
-        return [
-            f"evaluation {self.iteration:2d}  avg@{self.samples} {_number(self.avg_at_k)} "
-            f"({_number(self.low)} to {_number(self.high)}) "
-            f"on {self.problems} held-out problems"
         ]
 
 
@@ -190,21 +162,9 @@ def cold_start_facts(store: Store, output: StageOutput, seconds: float) -> ColdS
     )
 
 
-def evaluation_facts(store: Store, iteration: int, output: StageOutput) -> Iterator[EvaluationDone]:
-    """Yields what an evaluation found, benchmark by benchmark."""
-    wanted = [name for name in EvaluationDone.__slots__ if name != "iteration"]
-    for row in summarise(store.read(output.tables["evaluations"])).iter_rows(named=True):
-        yield EvaluationDone(iteration=iteration, **{name: row[name] for name in wanted})
-
-
 def _mean(values: pl.Series) -> float | None:
     mean: Any = values.mean()
     return None if mean is None else float(mean)
-
-
-def _number(value: float | None) -> str:
-    """Writes a number with two decimals; nothing known is a dash."""
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _share(value: float | None) -> str:

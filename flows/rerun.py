@@ -188,6 +188,10 @@ def check_source(store: Store, old: Place, scope: Scope, config: RunConfig) -> N
                     f"run {old.run} holds no {stage} of iteration {old.iteration}: rerun an "
                     "earlier stage"
                 )
+    _check_policies(store, old, scope, config)
+
+
+def _check_policies(store: Store, old: Place, scope: Scope, config: RunConfig) -> None:
     try:
         for iteration in _policies_needed(old.iteration, scope, config):
             stored_policy(store, old.run, iteration)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from flows.catalogue import STAGES
+from flows.evaluations import EvaluationDone, evaluation_facts
 from flows.events import StageEvent
-from flows.milestones import EvaluationDone, evaluation_facts
 from schemas.errors import StoreError, StoreUnavailable
 from storage import RunRecord, Store
 from storage.manifests import Manifest

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from flows.milestones import EvaluationDone
+from flows.evaluations import EvaluationDone
 from flows.page.charts import Chart, line_chart, series_of
 from flows.page.reading import Reader, Tables
 from schemas.config import RunConfig

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from flows.evaluations import EvaluationDone
 from flows.events import StageEvent
-from flows.milestones import EvaluationDone, IterationDone, Milestones
+from flows.milestones import IterationDone, Milestones
 from storage import RunRecord, Store
 
 ROLLOUT_FIGURES = ("right", "reward", "turns", "penalised")
