@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import polars as pl
+
 from schemas.refs import StageOutput
 from stages.evaluation import summarise
 from storage import Store
@@ -39,8 +41,18 @@ class EvaluationDone:
 
 def evaluation_facts(store: Store, iteration: int, output: StageOutput) -> Iterator[EvaluationDone]:
     """Yields what an evaluation found, benchmark by benchmark."""
+    yield from found_in(iteration, store.read(output.tables["evaluations"]))
+
+
+def found_in(iteration: int, evaluations: pl.DataFrame) -> Iterator[EvaluationDone]:
+    """Yields what evaluated samples of one policy say, benchmark by benchmark.
+
+    Args:
+        iteration: Which made the policy.
+        evaluations: The columns that `stages.evaluation.summarise` reads.
+    """
     wanted = [name for name in EvaluationDone.__slots__ if name != "iteration"]
-    for row in summarise(store.read(output.tables["evaluations"])).iter_rows(named=True):
+    for row in summarise(evaluations).iter_rows(named=True):
         yield EvaluationDone(iteration=iteration, **{name: row[name] for name in wanted})
 
 

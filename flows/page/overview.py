@@ -6,11 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from flows.evaluations import EvaluationDone
+from flows.evaluations import EvaluationDone, found_in
 from flows.page.charts import Chart, line_chart, series_of
 from flows.page.reading import Reader, Tables
 from schemas.config import RunConfig
-from stages.evaluation import summarise
 from storage import RunRecord, scan_errors
 from storage.layout import SPLITS
 
@@ -145,7 +144,12 @@ def run_view(reader: Reader, run: str) -> RunView:
         branches=[r.name for r in reader.store.runs() if r.parent and r.parent.run == run],
         samples=accuracy["samples"].max() if len(accuracy) else None,  # type: ignore[arg-type]
         iterations=lines,
-        benchmarks=list(_benchmarks(tables, reader.splits(run))),
+        benchmarks=[
+            found
+            for split in tables.splits
+            if split not in SPLITS
+            for found in _found(tables, split)
+        ],
         charts=run_charts({"": frame}),
         notes=list(_notes(record, frame, accuracy)),
     )
@@ -158,29 +162,21 @@ def accuracy_by_iteration(tables: Tables) -> pl.DataFrame:
         `iteration`, `samples`, `avg_at_k`, `avg_at_k_low`, `avg_at_k_high`, `pass_at_k`; of several
         benchmarks the first.
     """
-    rows = list(_accuracies(tables, "evaluation"))
+    found = _found(tables, "evaluation")
     floats = ("avg_at_k", "low", "high", "pass_at_k")
     schema = {"iteration": pl.Int32, "samples": pl.Int64, **dict.fromkeys(floats, pl.Float64)}
-    told = pl.DataFrame([{n: row[n] for n in schema} for row in rows], schema=schema)
+    told = pl.DataFrame([{n: getattr(one, n) for n in schema} for one in found], schema=schema)
     return told.rename({"low": "avg_at_k_low", "high": "avg_at_k_high"}).sort("iteration")
 
 
-def _benchmarks(tables: Tables, splits: Sequence[str]) -> Iterator[EvaluationDone]:
-    names = {field.name for field in fields(EvaluationDone)} - {"benchmark"}
-    for split in splits:
-        if split not in SPLITS:
-            for row in sorted(_accuracies(tables, split), key=lambda row: int(row["iteration"])):
-                yield EvaluationDone(benchmark=split, **{name: row[name] for name in names})
-
-
-def _accuracies(tables: Tables, split: str) -> Iterator[dict[str, Any]]:
-    """Summarises the outcomes of each iteration; of several benchmarks the first."""
+def _found(tables: Tables, split: str) -> Iterator[EvaluationDone]:
+    """Yields what each iteration's evaluation found; of several benchmarks the first."""
     columns = ("benchmark", "task_id", "correct", "tool_calls", "failed_tool_calls", "turns")
     opened = tables.open("evaluations", split=split)
     with scan_errors(f"evaluations of {tables.run}"):
-        samples = opened.select("iteration", *columns).collect()
-    for (iteration,), part in samples.group_by("iteration"):
-        yield {"iteration": iteration, **summarise(part.drop("iteration")).row(0, named=True)}
+        samples = opened.select("iteration", *columns).collect().sort("iteration")
+    for iteration in samples["iteration"].unique(maintain_order=True):
+        yield next(found_in(iteration, samples.filter(iteration=iteration).drop("iteration")))
 
 
 def figures_by_iteration(tables: Tables, accuracy: pl.DataFrame) -> pl.DataFrame:

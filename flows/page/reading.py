@@ -1,6 +1,7 @@
 """What the views read of a store: records, and tables that need not be there yet."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,18 +49,13 @@ class Reader:
 
     def iterations(self, run: str, split: str | None = None) -> list[int]:
         """Returns the iterations of a run that hold a result, of a split or any, ascending."""
-        with self.store.backend.errors("read", run):
-            slots = self.store.backend.slots(run)
-        chosen = (uri for uri in slots if split is None or f"/split={split}/" in uri)
-        parts = (part for uri in chosen for part in uri.split("/"))
-        return sorted({int(part[10:]) for part in parts if part.startswith("iteration=")})
+        return sorted({number for number, part in self.parts(run) if split in (None, part)})
 
-    def splits(self, run: str) -> list[str]:
-        """Returns the parts of a run that hold a result: `train`, `evaluation`, then benchmarks."""
+    def parts(self, run: str) -> set[tuple[int, str]]:
+        """Returns iteration and split of all that a run holds."""
         with self.store.backend.errors("read", run):
             slots = self.store.backend.slots(run)
-        found = {part[6:] for uri in slots for part in uri.split("/") if part.startswith("split=")}
-        return sorted(found, key=lambda split: (split not in SPLITS, split != "train", split))
+        return {_part(uri) for uri in slots}
 
     def policy_state(self, run: str, iteration: int) -> str:
         """Says whether the policy that an iteration made is kept, released or not there."""
@@ -101,6 +97,11 @@ class Tables:
     run: str
     split: str
     found: RunTables
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits that hold any result, as `in_order`."""
+        return in_order({m.slot.split for _, m in self.found.found if m is not None})
 
     @property
     def iterations(self) -> list[int]:
@@ -155,3 +156,13 @@ class Tables:
             return graded.select(*TRAJECTORY_KEY, outcome=pl.col("correct").cast(pl.Float64))
         lasts = self.open("turn_rewards").filter("is_last")
         return lasts.select(*TRAJECTORY_KEY, "outcome")
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Returns splits as they are told: `train`, `evaluation`, then benchmarks by name."""
+    return sorted(splits, key=lambda split: (split not in SPLITS, split != "train", split))
+
+
+def _part(uri: str) -> tuple[int, str]:
+    keys = dict(part.split("=", 1) for part in uri.split("/") if "=" in part)
+    return int(keys["iteration"]), keys["split"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from flows.page.reading import Reader
+from flows.page.reading import Reader, in_order
 from flows.work_times import prefix_cache_share, utilisation, work_times
 from schemas.errors import StoreError
 
@@ -79,7 +79,8 @@ def timing_view(reader: Reader, run: str, iteration: int | None, split: str) -> 
         NotFoundError: If there is no such run.
     """
     reader.record(run)
-    known = reader.iterations(run)
+    parts = reader.parts(run)
+    known = sorted({number for number, _ in parts})
     chosen = max(known, default=0) if iteration is None else iteration
     try:
         times, note = work_times(reader.store.url, run, iteration=chosen, split=split), ""
@@ -91,7 +92,7 @@ def timing_view(reader: Reader, run: str, iteration: int | None, split: str) -> 
         run=run,
         iteration=chosen,
         split=split,
-        splits=reader.splits(run),
+        splits=in_order({part for _, part in parts}),
         iterations=known,
         seconds=seconds,
         lanes=[(f"shard {shard}", TOP + LANE * n) for n, shard in enumerate(lanes)],

@@ -276,17 +276,17 @@ def _put_evaluation(
         "prompts": {"prompts": _prompts(groups, texts)},
         "rollout": {"turns": _turns(groups, texts, sampled=True)},
         "execution": {"executions": _executions(groups, texts)},
-        "evaluation": {"evaluations": _evaluations(groups, texts)},
+        "evaluation": {"evaluations": _evaluations(groups, texts, split)},
     }
     for stage, made in tables.items():
         slot = Slot(run=run, iteration=iteration, split=split, stage=stage)
         put(store, slot, **made)
 
 
-def _evaluations(groups: Mapping[str, Sequence[Trajectory]], texts: Texts) -> Any:
+def _evaluations(groups: Mapping[str, Sequence[Trajectory]], texts: Texts, split: str) -> Any:
     rows = [
         {
-            "benchmark": "held_out",
+            "benchmark": "held_out" if split == "evaluation" else split,
             "task_id": task,
             "sample_index": sample,
             "source": "handmade",

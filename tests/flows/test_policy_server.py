@@ -18,15 +18,11 @@ from tests.process_trees import processes_below
 from tests.stages.rollout.with_vllm.vllm_environment import (
     CONFIG,
     forward,
-    needs_vllm,
+    with_vllm,
     write_policy,
 )
 
-pytestmark = [
-    pytest.mark.long,
-    needs_vllm,
-    pytest.mark.timeout(900),
-]
+pytestmark = with_vllm
 
 
 @pytest.fixture

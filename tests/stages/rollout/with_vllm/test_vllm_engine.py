@@ -19,15 +19,11 @@ from tests.stages.rollout.rollout_policies import random_model
 from tests.stages.rollout.with_vllm.vllm_environment import (
     CONFIG,
     forward,
-    needs_vllm,
+    with_vllm,
 )
 from tests.stages.rollout.with_vllm.vllm_requests import asked, worst_difference
 
-pytestmark = [
-    pytest.mark.long,
-    needs_vllm,
-    pytest.mark.timeout(900),
-]
+pytestmark = with_vllm
 
 
 @pytest.fixture

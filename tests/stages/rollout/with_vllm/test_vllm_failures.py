@@ -15,14 +15,10 @@ from stages.rollout import vllm_server
 from stages.rollout.engine import Generations, Requests
 from stages.rollout.vllm_engine import VllmEngine
 from tests.process_trees import processes_below
-from tests.stages.rollout.with_vllm.vllm_environment import CONFIG, needs_vllm
+from tests.stages.rollout.with_vllm.vllm_environment import CONFIG, with_vllm
 from tests.stages.rollout.with_vllm.vllm_requests import asked, worst_difference
 
-pytestmark = [
-    pytest.mark.long,
-    needs_vllm,
-    pytest.mark.timeout(900),
-]
+pytestmark = with_vllm
 
 
 def server_processes(engine: VllmEngine) -> dict[str, int]:

@@ -19,6 +19,8 @@ PYTHON = os.environ.get("TURNLEDGER_VLLM_PYTHON", str(ROOT / ".venv-vllm/bin/pyt
 needs_vllm = pytest.mark.skipif(
     not Path(PYTHON).is_file(), reason="no environment with vLLM: make vllm builds it"
 )
+with_vllm = [pytest.mark.long, needs_vllm, pytest.mark.timeout(900)]
+"""Marks of a file whose tests all need the server."""
 CONFIG = VllmConfig(python=PYTHON, start_time_s=400, silence_time_s=120)
 SHAPE = "{hidden_size = 64, heads = 2, layers = 2, feed_forward_size = 96, vocabulary_size = 300}"
 """vLLM's attention on a CPU knows heads of 32 numbers, and none that are smaller."""
