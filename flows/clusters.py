@@ -208,6 +208,7 @@ def _start_ray(url: str | None, running: ExitStack) -> tuple[TaskRunner[Any], Fa
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if url is None:
         settings |= {
+            "address": "local",  # else it joins whatever cluster runs on this machine
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
             "_node_ip_address": "127.0.0.1",  # else it listens where other machines reach it

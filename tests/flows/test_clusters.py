@@ -48,6 +48,7 @@ def ray_address() -> Iterator[str]:
     """A Ray cluster of this process, which flows in it use."""
     ray = pytest.importorskip("ray")
     context = ray.init(
+        "local",  # another test has a cluster on this machine
         num_cpus=2,
         include_dashboard=False,
         _node_ip_address="127.0.0.1",

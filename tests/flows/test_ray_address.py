@@ -85,6 +85,12 @@ def test_a_cluster_by_address_gives_what_threads_give(cli: Cli, head: Head, stor
     assert there_stored != sorted(contents(opened).values())
 
 
+@pytest.mark.usefixtures("head")
+def test_who_names_no_cluster_gets_one_of_their_own(cli: Cli, store: Path) -> None:
+    done = rescore(cli, store, "own", "compute.task_runner=ray")
+    assert done.returncode == 0, done.stderr
+
+
 def test_who_has_no_token_is_told_which(cli: Cli, head: Head, store: Path) -> None:
     done = rescore(cli, store, "nobody", *on(head))
     assert done.returncode == 1
