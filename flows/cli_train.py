@@ -1,7 +1,6 @@
 """Commands that train: train, quickstart."""
 
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -190,11 +189,16 @@ def in_session(
     """
     from flows.asked import holding
     from flows.events import listening
-    from flows.interrupts import END_TIME_S, end_within, told_as_ctrl_c
+    from flows.interrupts import (
+        END_TIME_S,
+        end_at_second_interrupt,
+        end_within,
+        told_as_ctrl_c,
+    )
     from flows.prefect_server import check_prefect_home
 
     check_prefect_home()
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    end_at_second_interrupt()
     try:
         with (
             holding(store, run, config, parent, in_place=in_place),

@@ -8,9 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from prefect.exceptions import TerminationSignal
 
+PATIENCE_S = 2.0
+"""Seconds after which an interrupted process says why it is still there."""
+WAITS = b"waits for stage runs that compute in this process; Ctrl-C ends it at once\n"
 END_TIME_S = 15.0
 """Seconds in which an interrupted process ends in the usual way, if it does so at all."""
 CLOSING_TIME_S = 10.0
@@ -27,6 +31,34 @@ def let_interrupts_end_waits() -> None:
     server or for a long stage would go on until that has ended.
     """
     signal.siginterrupt(signal.SIGINT, True)
+
+
+def end_at_second_interrupt() -> None:
+    """Has Ctrl-C, or SIGTERM, interrupt this process once, and end it at once if it comes again.
+
+    After the first, stage runs that compute in threads are waited for; after `PATIENCE_S` this is
+    said. The second leaves what kill -9 does: nothing half-written, and what this process has
+    started ends by itself.
+    """
+
+    interrupted = threading.Event()
+
+    def tell() -> None:
+        interrupted.wait()
+        time.sleep(PATIENCE_S)
+        os.write(sys.stderr.fileno(), WAITS)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            # No other output is safe here: what holds a lock of it may have been interrupted.
+            os.write(sys.stderr.fileno(), b"interrupted again: ended at once\n")
+            os._exit(130)
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    threading.Thread(target=tell, name="tell", daemon=True).start()
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, interrupt)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 from prefect.exceptions import TerminationSignal
 from small_runs import SMALL, Cli, sets
 
-from flows.interrupts import interrupts_told, told_as_ctrl_c
+from flows.interrupts import WAITS, interrupts_told, told_as_ctrl_c
 from storage import Store
 from tests.process_trees import alive, processes_below, wait_until
 
@@ -113,4 +113,53 @@ def test_ctrl_c_waits_for_no_server_that_starts(cli: Cli, tmp_path: Path) -> Non
     )
     assert started
     assert not alive(started)
+    assert Store.open(store).run_record("small").status == "interrupted"
+
+
+WAITING = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from flows import interrupts
+
+interrupts.PATIENCE_S = 0.2
+interrupts.end_at_second_interrupt()
+with ThreadPoolExecutor() as pool:
+    never = pool.submit(threading.Event().wait)
+    print("began", flush=True)
+    never.result()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_an_interrupt_waits_for_is_told_and_a_second_one_ends_it(
+    number: signal.Signals,
+) -> None:
+    command = [sys.executable, "-c", WAITING]
+    waiting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert waiting.stdout
+    assert waiting.stderr
+    try:
+        assert waiting.stdout.readline() == "began\n"
+        waiting.send_signal(number)
+        assert waiting.stderr.readline() == WAITS.decode()
+        waiting.send_signal(number)
+        assert waiting.wait(60) == 130
+    finally:
+        waiting.kill()
+    assert waiting.stderr.read() == "interrupted again: ended at once\n"
+
+
+def test_a_second_ctrl_c_ends_a_training_as_the_first(cli: Cli, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    settings = sets(*SMALL, "rollout.samples=5000")  # a turn takes minutes
+    training = cli.start("train", "--json", "--store", str(store), "--run", "small", *settings)
+    assert training.stdout
+    assert training.stderr
+    assert any('"rollout"' in line and '"started"' in line for line in training.stdout)
+    os.killpg(training.pid, signal.SIGINT)
+    told = training.stderr.readline()
+    os.killpg(training.pid, signal.SIGINT)
+    _, stderr = training.communicate(timeout=30)
+    assert training.returncode == 130
+    assert "Traceback" not in told + stderr
     assert Store.open(store).run_record("small").status == "interrupted"
