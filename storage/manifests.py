@@ -1,7 +1,7 @@
 """The manifest beside every result: what it is, what made it, and how to verify it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -200,3 +200,8 @@ def unexpected_file(
         if name not in manifest.policy_digests and concerns(f"{POLICY_FOLDER}/{name}"):
             return f"unexpected file {POLICY_FOLDER}/{name}"
     return None
+
+
+def bare(refs: Sequence[Ref]) -> list[Ref]:
+    """Returns references without what tables and checkpoints add."""
+    return [Ref(**ref.model_dump(include={*Ref.model_fields})) for ref in refs]

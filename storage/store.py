@@ -12,11 +12,11 @@ from schemas.refs import CheckpointRef, Ref, StageOutput, TableRef
 from storage import runs
 from storage.backend import Backend
 from storage.environment import Environment
-from storage.fingerprints import Fingerprint, explain
+from storage.fingerprints import Fingerprint
 from storage.folder import Folder
-from storage.found import Found
-from storage.layout import REPLACED, Layout, Slot, is_address, record_uri, run_uri
-from storage.manifests import Manifest
+from storage.found import Found, search, take
+from storage.layout import Layout, Slot, is_address, record_uri, run_uri
+from storage.manifests import Manifest, bare
 from storage.runs import RunRecord
 from storage.staged import write_policy, write_tables
 from storage.tables import check_version, read_typed, upgraded_scan, validated
@@ -103,7 +103,7 @@ class Store:
         Raises:
             StoreError: If the store cannot be written while adopting.
         """
-        return self._search(slot, fingerprint, adopting=True, parents=parents)
+        return search(self._backend, slot, fingerprint, adopting=True, parents=parents)
 
     def look(self, slot: Slot, fingerprint: Fingerprint) -> Found:
         """Tells what `find` would return, and changes nothing in the store.
@@ -114,7 +114,7 @@ class Store:
         Raises:
             StoreError: If the store cannot be read.
         """
-        return self._search(slot, fingerprint, adopting=False)
+        return search(self._backend, slot, fingerprint, adopting=False)
 
     def write(
         self,
@@ -159,7 +159,7 @@ class Store:
                 tables=described,
                 policy_version=policy_version,
                 files=dict(sorted(files.items())),
-                parents=_plain(parents),
+                parents=bare(parents),
                 created_at=datetime.now(UTC),
                 seconds=seconds,
                 environment=Environment.current(fingerprint.libraries),
@@ -253,7 +253,7 @@ class Store:
                 and self._backend.content_problem(target.uri, here) is None
             ):
                 return here.output(target.uri)
-            adopted = self._take(source.uri, target, wanted)
+            adopted = take(self._backend, source.uri, target, wanted)
         if not isinstance(adopted, Manifest):
             raise self._damaged(source, adopted)
         return adopted.output(target.uri)
@@ -405,66 +405,3 @@ class Store:
             f"{problem} in {self._backend.address(slot.uri)}: `turnledger train --run {slot.run}` "
             "makes it again"
         )
-
-    def _search(
-        self,
-        slot: Slot,
-        fingerprint: Fingerprint,
-        *,
-        adopting: bool,
-        parents: Sequence[Ref] | None = None,
-    ) -> Found:
-        digest, expected = fingerprint.digest, None
-        with self._backend.errors("use", slot.uri):
-            here = self._backend.inspect(slot.uri)
-            problem = here.problem
-            if here.manifest is not None and here.manifest.fingerprint_digest == digest:
-                stored = here.manifest.output(slot.uri)
-                problem = self._backend.content_problem(slot.uri, here.manifest)
-                if problem is None:
-                    if adopting:
-                        self._backend.note(digest, slot.uri)
-                    return Found(stored, "unchanged", seconds=here.manifest.seconds)
-                expected = stored
-            old = None if here.manifest is None else here.manifest.fingerprint
-            reasons = [problem] if problem else explain(fingerprint, old)
-            for uri in self._backend.candidates(digest, slot.uri):
-                there = self._backend.inspect(uri).manifest
-                if there is None or there.fingerprint_digest != digest or there.released:
-                    continue  # a hint from before: the result is elsewhere now, or nowhere
-                if adopting:
-                    taken = self._take(uri, slot, there, parents)
-                else:
-                    taken = self._peek(uri, there)
-                if isinstance(taken, Manifest):
-                    mended = f" ({problem} in its own slot)" if problem else ""
-                    reason = f"{_origin(uri, there)}{mended}"
-                    return Found(taken.output(slot.uri), reason, seconds=there.seconds)
-                reasons.append(f"stored result in {uri}: {taken}")
-        return Found(None, "; ".join(reasons), expected)
-
-    def _take(
-        self, uri: str, slot: Slot, there: Manifest, parents: Sequence[Ref] | None = None
-    ) -> Manifest | str:
-        """Takes a result of another place over; else returns what is wrong with it."""
-        values: dict[str, object] = {
-            "slot": slot,
-            "adopted_from": uri,
-            "adopted_at": datetime.now(UTC),
-            "parents": there.parents if parents is None else _plain(parents),
-        }
-        return self._backend.take(uri, there.model_copy(update=values))
-
-    def _peek(self, uri: str, there: Manifest) -> Manifest | str:
-        return self._backend.content_problem(uri, there) or there
-
-
-def _plain(refs: Sequence[Ref]) -> list[Ref]:
-    """Returns references without what tables and checkpoints add."""
-    return [Ref(**ref.model_dump(include={*Ref.model_fields})) for ref in refs]
-
-
-def _origin(uri: str, manifest: Manifest) -> str:
-    if uri.startswith(f"{REPLACED}/"):
-        return f"reused from {manifest.slot.uri} (replaced since)"
-    return f"reused from {manifest.slot.run}"
