@@ -22,7 +22,6 @@ from storage.backend import Garbage, Kept, Waste
 from storage.cache import Cache
 from storage.digests import canonical_json
 from storage.files import disk_errors, write_with_digest
-from storage.folder import check_format, refuse_lost_format
 from storage.layout import (
     COLLECTION_LEASE,
     MANIFEST_FILE,
@@ -42,6 +41,7 @@ from storage.layout import (
 )
 from storage.manifests import Inspection, Manifest, parsed, written
 from storage.objects import Object, Objects, allows_http, in_parallel
+from storage.opening import check_format, refuse_lost_format
 from storage.verification import BLOCK_BYTES, StoredFile, Verify, described_bytes, drawn_blocks
 
 _SCAN_VARIABLES = (

@@ -1,8 +1,6 @@
 """A store in a folder of a local file system."""
 
-import json
 import os
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -29,14 +27,11 @@ from storage.files import (
 from storage.layout import (
     MANIFEST_FILE,
     POLICY_FOLDER,
-    STORE_FILE,
     STORE_FORMAT,
     Layout,
-    Slot,
     check_run_name,
     incomplete_uri,
     iteration_uri,
-    runs_among,
 )
 from storage.manifests import (
     Inspection,
@@ -46,6 +41,7 @@ from storage.manifests import (
     unexpected_file,
     written,
 )
+from storage.opening import check_format, entries_of, refuse_place
 from storage.publishing import candidates, publish, publish_lock, seal, write_index
 from storage.verification import Verify
 
@@ -68,9 +64,9 @@ class Folder:
         layout = Layout(path.absolute())
         with disk_errors("open store", layout.root):
             # Listed before the look at store.json: that one is the first file of a store.
-            entries = _entries(layout.root)
+            entries = entries_of(layout.root)
             if not layout.store_file.exists():
-                _refuse_place(layout.root, entries, create=create)
+                refuse_place(layout.root, entries, create=create)
                 layout.root.mkdir(parents=True, exist_ok=True)
                 replace_json(layout.store_file, {"format": STORE_FORMAT})
             check_format(layout.store_file.read_bytes(), str(layout.root))
@@ -359,82 +355,6 @@ class Folder:
         return content_problem(path.parent, manifest, self._verify, concerns=concerns)
 
 
-def check_format(content: bytes, store: str) -> None:
-    """Refuses a store whose layout this version cannot read.
-
-    Args:
-        content: Content of its `store.json`.
-        store: Its address, for messages.
-
-    Raises:
-        StoreError: If so.
-    """
-    try:
-        written = json.loads(content)["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"damaged file {store}/{STORE_FILE}: it says no store format") from error
-    if isinstance(written, int) and written < STORE_FORMAT:
-        raise StoreError(
-            f"store {store} has format {written} of an early version, this one has "
-            f"{STORE_FORMAT}: train again in another folder"
-        )
-    if written != STORE_FORMAT:
-        raise StoreError(
-            f"store {store} has format {written}, this version reads {STORE_FORMAT}: "
-            "upgrade turnledger"
-        )
-
-
-def refuse_lost_format(entries: Sequence[str], store: str) -> None:
-    """Refuses a place that has lost its `store.json`, and says how to mend it.
-
-    Args:
-        entries: Names of the files and folders there.
-        store: Its address, for messages.
-
-    Raises:
-        StoreError: If there are runs.
-    """
-    if runs_among(entries):
-        raise StoreError(
-            f"missing file {store}/{STORE_FILE}, but there are runs: if they are of this version, "
-            f'write {{"format": {STORE_FORMAT}}} into it'
-        )
-
-
 def _refuse(error: OSError) -> None:
     """Stops a walk: what cannot be listed may hold results."""
     raise error
-
-
-def _entries(root: Path) -> list[str]:
-    """Returns the names in a folder, without those of a store that is being made."""
-    if not root.exists():
-        return []
-    return [p.name for p in root.iterdir() if not p.name.startswith(f".{STORE_FILE}.")]
-
-
-def _refuse_place(root: Path, entries: list[str], *, create: bool) -> None:
-    refuse_lost_format(entries, str(root))
-    if entries:
-        raise StoreError(f"{root} is no store and not empty: name another folder")
-    if not create:
-        raise StoreError(
-            f"no store at {root}: check --store or TURNLEDGER_STORE; `turnledger train --store "
-            f"{shlex.quote(str(root))}` makes one"
-        )
-    refuse_partitions(root)
-
-
-def refuse_partitions(root: Path) -> None:
-    """Refuses a place for a store whose own path looks like a partition of it.
-
-    Raises:
-        StoreError: If so.
-    """
-    for part in root.parts:
-        if part.partition("=")[0] in {*Slot.model_fields} and "=" in part:
-            raise StoreError(
-                f"{root} cannot hold a store: readers of Parquet would take the folder {part} "
-                "for a partition"
-            )

@@ -18,10 +18,11 @@ from storage.files import (
     staging_folders,
     sync_path,
 )
-from storage.folder import Folder, refuse_partitions
+from storage.folder import Folder
 from storage.garbage import is_dropped
 from storage.layout import Slot, is_address, run_uri
 from storage.manifests import Manifest
+from storage.opening import refuse_partitions
 from storage.runs import RunRecord, save_run
 from storage.store import Store
 
