@@ -153,7 +153,7 @@ def series_of(
 def round_numbers(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
     """Returns round numbers from at most `low` to at least `high`, evenly spaced."""
     if high - low < 1e-12 * max(1.0, abs(high)):
-        half = max(abs(low) * 0.1, 0.5)
+        half = abs(low) / 2 if abs(low) > 1e-6 else 0.5
         low, high = low - half, high + half
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))

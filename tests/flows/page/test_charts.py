@@ -74,3 +74,12 @@ def test_the_interval_of_a_single_point_can_be_seen() -> None:
     xs, ys = ([float(corner[n]) for corner in corners] for n in (0, 1))
     assert max(xs) - min(xs) > 2
     assert max(ys) - min(ys) > 20
+
+
+@pytest.mark.parametrize("value", [0.05, 3.0, -0.4, 0.0])
+def test_a_single_value_has_an_axis_of_its_own_size(value: float) -> None:
+    chart = line_chart("y", [Series(name="a", points=[(1, value)])])
+    assert chart is not None
+    ends = [float(tick.label) for tick in chart.y_ticks]
+    assert ends[0] <= value <= ends[-1]
+    assert ends[-1] - ends[0] <= 3 * abs(value) or value == 0
