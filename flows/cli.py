@@ -3,6 +3,7 @@
 Heavy modules are imported inside the commands: `--help` answers at once.
 """
 
+import inspect
 import logging
 import os
 import sys
@@ -30,13 +31,22 @@ from schemas.errors import TurnledgerError
 HELP = """Trains language models that reason over several turns with a code tool (GTPO), as
 separate stages over Parquet tables. Every stage can be cached, rerun and inspected alone.
 
-Start with `turnledger quickstart`; look with `turnledger runs` and `turnledger show advantages`;
-change one stage: `turnledger plan`, `turnledger rerun advantages --set gamma=0.95`, then
-`turnledger diff` the two runs.
+Start with `turnledger quickstart`; look with `turnledger page` in a browser, or with
+`turnledger runs` and `turnledger show advantages`; change one stage: `turnledger plan`,
+`turnledger rerun advantages --set gamma=0.95`, then `turnledger diff` the two runs.
 """
 
+
+def flowing(text: str) -> str:
+    """Takes the line breaks out of paragraphs, so that help fills lines of any width."""
+    return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n"))
+
+
 app = typer.Typer(
-    help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False
+    help=flowing(HELP),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
 )
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -69,7 +79,8 @@ NAMES: dict[Callable[..., None], str] = {cli_ledger.import_run: "import"}
 
 for panel, commands in PANELS.items():
     for command in commands:
-        app.command(NAMES.get(command), rich_help_panel=panel)(command)
+        told = flowing(command.__doc__ or "")
+        app.command(NAMES.get(command), help=told, rich_help_panel=panel)(command)
 
 
 def main() -> None:

@@ -81,7 +81,10 @@ def show(
         tbl_width_chars=width,
         tbl_hide_dataframe_shape=True,
     ):
-        typer.echo(str(first))
+        drawn = str(first)
+    typer.echo(drawn)
+    if "…" in drawn.splitlines()[1]:  # where Polars left out the columns in the middle
+        typer.echo("not all columns have room: choose some, as in --columns task_id,turn_index")
 
 
 def _chosen_columns(columns: str | None, there: list[str], table: str) -> list[str]:

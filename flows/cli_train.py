@@ -52,8 +52,8 @@ def train(
     """Trains a run, or continues it after its last finished stage.
 
     The sections of the config are problems, policy, cold_start, rollout, execution,
-    turn_rewards, similarity, advantages, optimisation, evaluation and compute, beside the keys
-    seed and iterations. `--show-config` lists every setting with its value. A run that exists
+    turn_rewards, similarity, advantages, optimisation, evaluation, vllm and compute, beside the
+    keys seed and iterations. `--show-config` lists every setting with its value. A run that exists
     keeps its settings; a branch goes on after the iteration that was rerun.
 
     Example: turnledger train --run first --set iterations=5 --set advantages.estimator=grpo

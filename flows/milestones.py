@@ -12,7 +12,6 @@ import polars as pl
 from flows.evaluations import EvaluationDone, evaluation_facts, number_text
 from flows.events import StageEvent
 from schemas.refs import StageOutput
-from stages.cold_start.examples import told_reasons
 from storage import Slot, Store
 
 COLD_START_TAIL = 50
@@ -150,7 +149,11 @@ def cold_start_facts(store: Store, output: StageOutput, seconds: float) -> ColdS
     if "cold_start_examples" in output.tables:
         left_out = store.read(output.tables["cold_start_examples"])["left_out"]
         trajectories, imitated = len(left_out), left_out.null_count()
-        told = told_reasons(left_out) if left_out.count() else None
+        if left_out.count():
+            # It brings torch with it, for which nothing that only tells of a run should wait.
+            from stages.cold_start.examples import told_reasons
+
+            told = told_reasons(left_out)
     return ColdStartDone(
         iteration=0,
         steps=len(updates),

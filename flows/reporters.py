@@ -7,6 +7,8 @@ every mode; `flows.cli` does that.
 import dataclasses
 import json
 import math
+import os
+import signal
 import sys
 import threading
 import time
@@ -32,6 +34,25 @@ Mode = Literal["text", "quiet", "json"]
 
 ENDS = {0: "finished", 130: "interrupted"}
 """Exit code to how a command ended; any other one is a failure."""
+
+
+def end_unread() -> None:
+    """Ends the command as Ctrl-C does, once nobody reads what it tells any more.
+
+    That comes up in threads of stage runs too, where an error would make the run a failed one.
+    """
+    # What is still told until the end goes nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    typer.echo("nobody reads the output any more", err=True)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+class PipedConsole(Console):
+    """A console whose output may be read by another program, which may end first."""
+
+    def on_broken_pipe(self) -> None:
+        """Is called once that program has ended."""
+        end_unread()
 
 
 class Reporter:
@@ -96,7 +117,7 @@ class TextReporter(Reporter):
     def __init__(self) -> None:
         """Writes to standard output."""
         super().__init__()
-        self._console = Console()
+        self._console = PipedConsole()
         self._progress: Progress | None = None
 
     @contextmanager
@@ -218,8 +239,11 @@ class JsonReporter(Reporter):
             **{name: _finite(value) for name, value in values.items()},
         }
         with self._writing:
-            sys.stdout.write(json.dumps(named, ensure_ascii=False) + "\n")
-            sys.stdout.flush()
+            try:
+                sys.stdout.write(json.dumps(named, ensure_ascii=False) + "\n")
+                sys.stdout.flush()
+            except BrokenPipeError:
+                end_unread()
 
 
 def reporter(*, quiet: bool, as_json: bool) -> Reporter:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import polars as pl
 
 WIDTH, HEIGHT = 420, 210
+LONE_BAND = 8
+"""Width of the interval of a line that is one point: a band between points would have none."""
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 40
 """Margins around the plot, for the labels."""
 
@@ -97,8 +99,8 @@ def line_chart(
     xs = [x for line in drawn for x, _ in line.points]
     ys = [y for line in drawn for _, y in line.points]
     ys += [y for line in drawn for _, *ends in line.interval for y in ends]
-    x_ticks = _ticks(min(xs), max(xs), 6, whole=True)
-    y_ticks = _ticks(*(y_range or (min(ys), max(ys))), 4)
+    x_ticks = round_numbers(min(xs), max(xs), 6, whole=True)
+    y_ticks = round_numbers(*(y_range or (min(ys), max(ys))), 4)
     low, high = y_ticks[0], y_ticks[-1]
 
     def x_at(x: float) -> float:
@@ -148,10 +150,10 @@ def series_of(
     return Series(name=name, points=known.select(x, y).rows(), interval=bands)
 
 
-def _ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
+def round_numbers(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
     """Returns round numbers from at most `low` to at least `high`, evenly spaced."""
     if high - low < 1e-12 * max(1.0, abs(high)):
-        half = max(abs(low) * 0.1, 0.5)
+        half = abs(low) / 2 if abs(low) > 1e-6 else 0.5
         low, high = low - half, high + half
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -168,6 +170,9 @@ def _path(points: Iterable[tuple[float, float]]) -> str:
 def _band(ends: Sequence[tuple[float, float, float]]) -> str:
     if not ends:
         return ""
+    if len(ends) == 1:
+        (x, low, high), half = ends[0], LONE_BAND / 2
+        ends = [(x - half, low, high), (x + half, low, high)]
     there = [(x, low) for x, low, _ in ends]
     back = [(x, high) for x, _, high in reversed(ends)]
     return f"{_path([*there, *back])} Z"

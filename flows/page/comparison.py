@@ -191,7 +191,10 @@ def _credit_charts(credit: pl.DataFrame, names: Sequence[str]) -> list[Chart]:
     means = mean_credit(credit, names).drop_nulls()
     charts = []
     for outcome in ("right", "wrong"):
-        for by, label in (("turn_index", "turn"), ("turns", "turns of the trajectory")):
+        for by, label, told in (
+            ("turn_index", "turn", "by turn"),
+            ("turns", "turns of the trajectory", "by length"),
+        ):
             lines = [
                 Series(
                     name=name,
@@ -201,9 +204,8 @@ def _credit_charts(credit: pl.DataFrame, names: Sequence[str]) -> list[Chart]:
                 )
                 for name in names
             ]
-            charts.append(
-                line_chart(f"mean advantage, {outcome} trajectories", lines, x_label=label)
-            )
+            title = f"mean advantage {told}, {outcome} trajectories"
+            charts.append(line_chart(title, lines, x_label=label))
     return [chart for chart in charts if chart is not None]
 
 

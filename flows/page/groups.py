@@ -94,6 +94,8 @@ class GroupsView:
     neighbours: Sequence[int]
     """The iterations before and after, where there are such."""
     notes: Sequence[str]
+    is_scored: bool
+    """Whether there are rewards for the estimators to credit."""
 
 
 def groups_view(reader: Reader, choice: Choice) -> GroupsView:
@@ -133,6 +135,7 @@ def groups_view(reader: Reader, choice: Choice) -> GroupsView:
             neighbours=[i for i in iterations if i < choice.iteration][-1:]
             + [i for i in iterations if i > choice.iteration][:1],
             notes=list(_notes(tables, tasks)),
+            is_scored=choice.split == "train" and tables.has("shaped_rewards"),
         )
 
 

@@ -108,6 +108,10 @@ class Tables:
         """Iterations that hold any result, ascending."""
         return sorted({m.slot.iteration for _, m in self.found.found if m is not None})
 
+    def has(self, table: str) -> bool:
+        """Says whether any result of the run holds a table."""
+        return any(m is not None and table in m.tables for _, m in self.found.found)
+
     def open(self, table: str, *, split: str | None = None) -> pl.LazyFrame:
         """Opens a table, as `storage.open_table`; one that is not there has no rows.
 

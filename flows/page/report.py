@@ -16,7 +16,8 @@ class Told:
     """A trajectory, and why it is in the report."""
 
     why: str
-    figure: float
+    figure: float | int
+    """A whole number where it is a count."""
     shown: Conversation
 
 
@@ -32,7 +33,7 @@ def report_html(reader: Reader, run: str) -> str:
     told = [
         Told(
             KINDS[kind].says,
-            figure,
+            int(figure) if KINDS[kind].is_count else figure,
             conversation(reader, Key(run, iteration, "train", task, sample)),
         )
         for iteration, task, sample, kind, figure in chosen.iter_rows()

@@ -25,6 +25,8 @@ class Kind:
     says: str
     where: pl.Expr
     figure: pl.Expr
+    is_count: bool = False
+    """Whether the figure is a whole number."""
 
 
 _RIGHT, _WRONG = pl.col("outcome") > 0, pl.col("outcome") == 0
@@ -50,14 +52,24 @@ KINDS: Mapping[str, Kind] = {
         pl.col("change") > 0,
         pl.col("change"),
     ),
-    "timeout": Kind("most code that ran out of time", pl.col("timeouts") > 0, pl.col("timeouts")),
-    "void": Kind("most turns with neither code nor answer", pl.col("voids") > 0, pl.col("voids")),
+    "timeout": Kind(
+        "most code that ran out of time",
+        pl.col("timeouts") > 0,
+        pl.col("timeouts"),
+        is_count=True,
+    ),
+    "void": Kind(
+        "most turns with neither code nor answer",
+        pl.col("voids") > 0,
+        pl.col("voids"),
+        is_count=True,
+    ),
     "right": Kind(
         "right, with the largest advantage of a turn",
         _RIGHT & (pl.col("highest") > 0),
         pl.col("highest"),
     ),
-    "longest": Kind("longest", pl.col("turns") > 0, pl.col("turns")),
+    "longest": Kind("longest in turns", pl.col("turns") > 0, pl.col("turns"), is_count=True),
 }
 """Kinds by name, in the order in which they are taken; figures are columns of `summaries`."""
 

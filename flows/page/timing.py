@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from flows.page.charts import round_numbers
 from flows.page.reading import Reader, in_order
 from flows.work_times import prefix_cache_share, utilisation, work_times
 from schemas.errors import StoreError
@@ -100,7 +101,7 @@ def timing_view(reader: Reader, run: str, iteration: int | None, split: str) -> 
         shares=[] if times is None else [Share(**row) for row in utilisation(times).to_dicts()],
         cached=None if times is None else prefix_cache_share(times),
         stages=_stages(reader, run, chosen, split),
-        ticks=[(LEFT + (WIDTH - LEFT) * n / 5, f"{seconds * n / 5:.3g}") for n in range(5)],
+        ticks=_ticks(seconds),
         note=note,
     )
 
@@ -119,6 +120,13 @@ def _bars(times: pl.DataFrame, lanes: Sequence[int], seconds: float) -> list[Bar
         )
         for shard, work, turn, begin, end, turns in times.select(columns).iter_rows()
     ]
+
+
+def _ticks(seconds: float) -> list[tuple[float, str]]:
+    """Returns round times and where they stand; what would be cut at the right end is left out."""
+    times = [time for time in round_numbers(0.0, seconds, 5) if time <= 0.97 * seconds]
+    scale = (WIDTH - LEFT) / max(seconds, 1e-9)
+    return [(round(LEFT + time * scale, 1), f"{time:g}") for time in times if time >= 0]
 
 
 def _stages(reader: Reader, run: str, iteration: int, split: str) -> list[tuple[str, int, float]]:

@@ -1,16 +1,18 @@
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from docs_pages import DOCS, PAGES, PAGES_AND_README, Block, blocks_of
+from docs_pages import DOCS, PAGES, PAGES_AND_README, ROOT, Block, blocks_of
 from docs_workplace import TRAIN, Workplace, commands_of
 
 from schemas.config import RunConfig, parse_config
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 COMMANDS = [block for block in BLOCKS if block.is_command]
+README = ROOT / "README.md"
 LONG_PAGES = ("study.md",)
 SECTIONS = [name for name in RunConfig.model_fields if name not in ("seed", "iterations")]
 
@@ -65,6 +67,20 @@ def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES_AND_README, ids=lambda page: page.name)
+def test_every_page_is_reached_from_the_readme(page: Path) -> None:
+    reached = {ROOT / "README.md"}
+    reached |= {ROOT / at for at in re.findall(r"\]\((docs/[\w-]+\.md)", README.read_text())}
+    assert page in reached
+
+
+@pytest.mark.parametrize("page", PAGES_AND_README, ids=lambda page: page.name)
+def test_extra_that_a_page_installs_exists(page: Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = set(re.findall(r"(?:turnledger|\.)\[([a-z0-9]+)\]", page.read_text()))
+    assert named <= set(extras["optional-dependencies"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,6 +1,7 @@
 """Bad input ends in one clear line, a non-zero exit, and loses nothing."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from small_runs import SMALL, Cli, sets
 
 from flows import cli as command_line
+from schemas.config import RunConfig
 from storage import Store
 
 
@@ -282,6 +284,27 @@ def test_help_answers_without_loading_models() -> None:
     code = "import sys, flows.cli; print({'torch', 'prefect', 'polars'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_what_only_tells_of_runs_does_not_load_torch() -> None:
+    code = "import sys, flows.reporters, flows.publishing; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_help_fills_the_lines_of_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    out = subprocess_free("rerun", "--help", capsys=capsys)
+    told = out[out.index("What stands before") : out.index("Example:")].strip()
+    lengths = [len(line.strip()) for line in told.splitlines()]
+    assert len(lengths) > 2
+    assert min(lengths[:-1]) > 60
+
+
+def test_help_of_train_names_every_section(capsys: pytest.CaptureFixture[str]) -> None:
+    out = subprocess_free("train", "--help", capsys=capsys)
+    named = out[out.index("The sections of the config") : out.index("Example:")]
+    missing = [name for name in RunConfig.model_fields if not re.search(rf"\b{name}\b", named)]
+    assert missing == []
 
 
 @pytest.mark.parametrize("command", ["train", "quickstart", "rerun", "evaluate", "runs", "show"])

@@ -48,6 +48,16 @@ def test_show_shows_the_columns_that_are_asked_for(cli: Cli, trained: Path) -> N
     assert [name.strip() for name in head.strip("│ ").split("┆")] == ["status", "stdout"]
 
 
+def test_show_says_that_columns_are_left_out(cli: Cli, trained: Path) -> None:
+    wide = cli.run("show", "turns", "--store", str(trained), "--run", "small")
+    assert wide.returncode == 0, wide.stderr
+    assert wide.stdout.splitlines()[-1].startswith("not all columns have room: ")
+    few = cli.run(
+        "show", "turns", "--store", str(trained), "--run", "small", "--columns", "turn_index"
+    )
+    assert "not all columns" not in few.stdout
+
+
 def test_show_names_a_column_that_is_not_there(cli: Cli, trained: Path) -> None:
     shown = cli.run(
         "show", "executions", "--store", str(trained), "--run", "small", "--columns", "statuses"

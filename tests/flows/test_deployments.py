@@ -258,6 +258,12 @@ def test_a_night_without_new_problems_is_recorded_and_makes_no_run(nights: Night
     assert nights.store.run_names() == ["nightly-0001", "nightly-0002"]
 
 
+def test_what_a_night_does_is_in_the_log_of_its_flow_run(nights: Nights) -> None:
+    with nights.client() as client:
+        told = [log.message for log in client.read_logs(limit=200)]
+    assert any(message.startswith("Beginning flow run") for message in told), told[:20]
+
+
 def test_a_cancelled_flow_run_leaves_an_interrupted_run_that_continues(nights: Nights) -> None:
     settings = read_config(SETTINGS, ["iterations=500"]).model_dump(mode="json")
     long = nights.start("train-session/train", run="long", config=settings)

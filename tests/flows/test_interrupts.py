@@ -84,6 +84,26 @@ def test_a_process_ends_although_its_exit_waits_for_ever() -> None:
     assert done.returncode == 130
 
 
+@pytest.mark.parametrize("mode", [[], ["--json"]], ids=["text", "json"])
+def test_a_training_ends_as_by_ctrl_c_once_nobody_reads_it(
+    cli: Cli, tmp_path: Path, mode: list[str]
+) -> None:
+    store = tmp_path / "store"
+    options = [*sets(*SMALL, "cold_start.steps=1", "iterations=50"), *mode]
+    training = cli.start("train", "--store", str(store), "--run", "small", *options)
+    assert training.stdout is not None
+    assert training.stderr is not None
+    assert "small" in training.stdout.readline()
+    training.stdout.close()
+    stderr = training.stderr.read()
+    assert training.wait(timeout=200) == 130
+    assert stderr.splitlines() == [
+        "nobody reads the output any more",
+        "interrupted: the same command continues run small",
+    ]
+    assert Store.open(store).run_record("small").status == "interrupted"
+
+
 SERVER_THAT_NEVER_ANSWERS = """#!/bin/sh
 case "$1" in
     *turnledger_release.py) echo '{"version": "0.32.0"}' ;;

@@ -1,6 +1,7 @@
 """Addresses and what they answer, whatever is asked."""
 
-from html import escape
+import re
+from html import escape, unescape
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,20 @@ def test_pages_of_a_bucket_are_those_of_a_folder(client: TestClient, s3: str) ->
     for name in ("iteration", "trajectory", "estimators", "evaluation"):
         address = addresses()[name]
         assert in_bucket.get(address).text == client.get(address).text
+
+
+def test_no_link_leads_to_an_error(client: TestClient) -> None:
+    seen, found = set[str](), ["/"]
+    failed = []
+    while found:
+        address = found.pop()
+        if address in seen:
+            continue
+        seen.add(address)
+        answer = client.get(address)
+        if answer.status_code != 200:
+            failed.append(address)
+        links = re.findall(r'<a [^>]*href="(/[^"#]*)', answer.text)
+        found += [unescape(link) for link in links]
+    assert len(seen) > 50
+    assert sorted(failed) == []

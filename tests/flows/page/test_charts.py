@@ -1,5 +1,7 @@
 """Where points, bands and labels of a chart stand."""
 
+import re
+
 import polars as pl
 import pytest
 from hypothesis import given
@@ -63,3 +65,21 @@ def test_a_constant_line_is_in_the_middle(y: float) -> None:
     chart = line_chart("y", [Series(name="a", points=[(0, y), (1, y)])])
     assert chart is not None
     assert chart.top < chart.lines[0].marks[0].y < chart.bottom
+
+
+def test_the_interval_of_a_single_point_can_be_seen() -> None:
+    chart = line_chart("y", [Series(name="a", points=[(1, 0.5)], interval=[(1, 0.2, 0.9)])])
+    assert chart is not None
+    corners = re.findall(r"([\d.]+) ([\d.]+)", chart.lines[0].band)
+    xs, ys = ([float(corner[n]) for corner in corners] for n in (0, 1))
+    assert max(xs) - min(xs) > 2
+    assert max(ys) - min(ys) > 20
+
+
+@pytest.mark.parametrize("value", [0.05, 3.0, -0.4, 0.0])
+def test_a_single_value_has_an_axis_of_its_own_size(value: float) -> None:
+    chart = line_chart("y", [Series(name="a", points=[(1, value)])])
+    assert chart is not None
+    ends = [float(tick.label) for tick in chart.y_ticks]
+    assert ends[0] <= value <= ends[-1]
+    assert ends[-1] - ends[0] <= 3 * abs(value) or value == 0

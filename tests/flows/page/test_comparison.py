@@ -71,3 +71,10 @@ def test_flips_of_two_estimators_are_the_turns_whose_sign_differs(
 def test_an_estimator_that_is_not_there_is_named(reader: Reader) -> None:
     with pytest.raises(NotFoundError, match=r"there is no estimator best for this run; .* gtpo"):
         compared_estimators(reader, RUN, 1, "gtpo", "best")
+
+
+def test_charts_of_two_estimators_have_titles_of_their_own(reader: Reader) -> None:
+    view = compared_estimators(reader, RUN, 1, "gtpo", "grpo")
+    titles = [chart.title for chart in view.charts]
+    assert len(titles) > 1
+    assert len(set(titles)) == len(titles)

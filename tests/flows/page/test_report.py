@@ -33,6 +33,12 @@ def test_links_of_a_report_lead_to_its_parts(reader: Reader) -> None:
     assert {target for target in re.findall(r'href="#([^"]*)"', page)} <= set(ids)
 
 
+def test_counts_are_told_as_whole_numbers(reader: Reader) -> None:
+    page = report_html(reader, RUN)
+    assert re.search(r"</a>: longest in turns, \d+</li>", page)
+    assert re.search(r"</a>: most code that ran out of time, \d+</li>", page)
+
+
 def test_equal_runs_give_equal_reports(reader: Reader) -> None:
     assert report_html(reader, RUN) == report_html(reader, RUN)
 

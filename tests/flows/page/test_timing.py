@@ -49,3 +49,13 @@ def test_a_run_without_times_says_so(reader: Reader, run: str) -> None:
     view = timing_view(reader, run, None, "train")
     assert not view.bars
     assert "has no times of a rollout" in view.note
+
+
+def test_times_below_the_lanes_are_round(reader: Reader) -> None:
+    view = timing_view(reader, RUN, 1, "train")
+    labels = [label for _, label in view.ticks]
+    assert labels[0] == "0"
+    assert len(labels) >= 2
+    assert all(len(label.replace(".", "").strip("0")) <= 2 for label in labels)
+    for x, label in view.ticks:
+        assert (x - LEFT) / (WIDTH - LEFT) * view.seconds == pytest.approx(float(label), abs=0.01)
