@@ -47,6 +47,10 @@ def serve(
 
     Example: turnledger serve nightly --cron '0 2 * * *' --config nightly.toml
     """
+    # Commands tell all that happens themselves; what is served tells it in the log of its run.
+    # Prefect reads this when it is imported, and hands it to the processes of flow runs.
+    if os.environ.get("PREFECT_LOGGING_LEVEL") == "CRITICAL":
+        os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
     from flows.prefect_server import check_prefect_home, has_prefect_server, start_prefect
 
     schedule = _schedule(scheduled or [], cron, interval_s)
@@ -59,9 +63,6 @@ def serve(
             "`prefect server start` and set PREFECT_API_URL to its address"
         )
     check_prefect_home()
-    # Commands tell all that happens themselves; what is served tells it in the log of its run.
-    if os.environ.get("PREFECT_LOGGING_LEVEL") == "CRITICAL":
-        os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
     start_prefect()
     _serve(store, run, settings, scheduled or [], schedule)
 
