@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -168,6 +169,21 @@ class Nights:
         (self.folder / "part").write_bytes(content)
         (self.folder / "part").rename(self.folder / "inbox" / name)
 
+    @contextmanager
+    def automation(self, name: str, **replaced: str) -> Iterator[None]:
+        """Makes an automation as the page on deployments does, and deletes it at the end."""
+        page = (ROOT / "docs" / "deployments.md").read_text()
+        blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+        code = next(block for block in blocks if f'name="{name}"' in block)
+        for told, used in replaced.items():
+            code = re.sub(rf"\b{told}=[^,\n]*,", f"{told}={used},", code)
+        with temporary_settings({PREFECT_API_URL: self.url}):
+            exec(compile(code, "deployments.md", "exec"), {})
+            try:
+                yield
+            finally:
+                Automation.read(name=name).delete()
+
     def of_type(self, *types: StateType) -> list[FlowRun]:
         """Returns the nights whose states are of some types."""
         named = DeploymentFilter(name=DeploymentFilterName(any_=["nightly"]))
@@ -208,15 +224,6 @@ class Nights:
 def more_problems(count: int) -> bytes:
     rows = [{"id": f"n{i}", "problem": f"Take {i}. Add 3.", "answer": i + 3} for i in range(count)]
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def automate(trigger: str, **replaced: str) -> None:
-    """Runs the code of the page on deployments that makes the automation with a trigger."""
-    page = (ROOT / "docs" / "deployments.md").read_text()
-    code = next(c for c in re.findall(r"```python\n(.*?)```", page, re.S) if trigger in c)
-    for told, used in replaced.items():
-        code = re.sub(rf"\b{told}=[^,\n]*(\([^)]*\))?,", f"{told}={used},", code)
-    exec(compile(code, "deployments.md", "exec"), {})
 
 
 def two_nights(nights: Nights) -> None:

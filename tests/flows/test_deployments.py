@@ -19,13 +19,11 @@ from deployed_nights import (
     ROOT,
     SETTINGS,
     Nights,
-    automate,
     two_nights,
     wait_for,
     webhook,
     write_deployments,
 )
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from flows.policies import stored_policy
@@ -66,9 +64,8 @@ def nights(
         if "worker" in request.param:
             command = deploy(folder, place, environment)
         address, notified = running.enter_context(webhook())
-        running.enter_context(temporary_settings({PREFECT_API_URL: url}))
-        automate("Posture.Reactive", url=repr(address))
         made = Nights(folder, place, url, command, environment, notified)
+        running.enter_context(made.automation("a flow run failed", url=repr(address)))
         running.enter_context(made.starting_flow_runs())
         two_nights(made)
         yield made
@@ -168,15 +165,15 @@ def test_a_killed_flow_run_is_notified_and_the_next_one_continues(nights: Nights
 
 
 def test_a_flow_run_outlives_its_worker_and_is_missed_when_it_dies_itself(nights: Nights) -> None:
-    automate("Posture.Proactive", within="timedelta(seconds=40)")
-    alone = nights.train("alone", 500)
-    wait_for("an iteration", lambda: nights.done("alone") >= 1, nights.log)
-    process, done, told = nights.flow_process(), nights.done("alone"), len(nights.notified)
-    nights.kill_worker()
-    wait_for("iterations alone", lambda: nights.done("alone") >= done + 3, nights.log)
-    os.kill(process, signal.SIGKILL)
-    assert nights.end(alone).is_crashed()
-    wait_for("a notification", lambda: len(nights.notified) > told, nights.log)
+    with nights.automation("a flow run is missed", within="timedelta(seconds=40)"):
+        alone = nights.train("alone", 500)
+        wait_for("an iteration", lambda: nights.done("alone") >= 1, nights.log)
+        process, done, told = nights.flow_process(), nights.done("alone"), len(nights.notified)
+        nights.kill_worker()
+        wait_for("iterations alone", lambda: nights.done("alone") >= done + 3, nights.log)
+        os.kill(process, signal.SIGKILL)
+        assert nights.end(alone).is_crashed()
+        wait_for("a notification", lambda: len(nights.notified) > told, nights.log)
     assert (
         nights.notified[-1]["text"] == "train: The process of the flow run is not heard any more."
     )
