@@ -118,9 +118,12 @@ class AskedRerun:
             overrides: Changed settings, `key=value`; a key without a section is of the stage.
 
         Raises:
-            ConfigError: If there is no such stage, or a setting cannot be changed so.
+            ConfigError: If there is no such stage, a setting cannot be changed so, or a branch is
+                to be the run itself.
             StoreError: If there is no such run.
         """
+        if into == source:
+            raise ConfigError(f"--into {into} is the run itself: name another one")
         scope, changes = Scope.of(check_stage(stage), until), list(overrides)
         old, config = branch_config(store, source, scope, changes)
         return cls(store, source, into, iteration, scope, changes, old, config)
@@ -144,13 +147,11 @@ class AskedRerun:
     def target(self) -> str:
         """Returns the run that takes the results.
 
-        Raises:
-            ConfigError: If a branch is to be the run itself.
+        A free name is not kept for the caller: asked for right before the run is held, two flows
+        at once hardly find the same one.
         """
         if self.in_place:
             return self.source
-        if self.into == self.source:
-            raise ConfigError(f"--into {self.into} is the run itself: name another one")
         return self.into or branch_name(self.store, self.source, self.parent, self.config)
 
     def place(self) -> Place:

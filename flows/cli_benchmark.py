@@ -106,12 +106,12 @@ def _benchmark(
     store, source, iteration, config = asked.store, asked.source, asked.iteration, asked.config
     refuse_imported(store, source)
     stored_policy(store, source, iteration)
-    name = asked.target()
     other = None
     if against is not None:
         names = [chosen.name for chosen in sets]
         other = other_policy(store, *_policy(store, against), names)
     check_inputs(config, None, reads=(), shapes=False)
+    name = asked.target()
     typer.echo(f"benchmarks of {source}, iteration {iteration}, into {name}")
     graded: list[Graded] = []
 

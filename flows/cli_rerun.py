@@ -235,8 +235,8 @@ def _plan_rerun(asked: "AskedRerun") -> "pl.DataFrame":
 
 def _rerun(asked: "AskedRerun", told: "Reporter", *, refresh: bool = False) -> None:
     """Runs stages again into a branch and says what came of it."""
-    source, scope, name = asked.source, asked.scope, asked.target()
     asked.check()
+    source, scope, name = asked.source, asked.scope, asked.target()
     doing = "evaluation of" if scope.first == "evaluation" else f"rerun of {scope.first} in"
     told.say(f"{doing} {source}, iteration {asked.iteration}, into {name}")
 

@@ -15,7 +15,7 @@ from flows.asked import AskedRerun, checked_training, holding
 from flows.cli_options import DEFAULT_STORE, chosen_run
 from flows.nightly import NIGHTS, publish_idle_night, publish_night, tonight
 from flows.report import accuracy_line, changes_line
-from flows.train import train as train_flow
+from flows.run_logs import outlive_reader
 from schemas.config import RunConfig
 from storage import Store
 
@@ -36,10 +36,17 @@ def train(
     Raises:
         TurnledgerError: If the run cannot be used, or the training fails.
     """
+    outlive_reader()
     opened, name = checked_training(store, run, config)
-    with holding(opened, name, config):
-        train_flow(opened.url, name, config)
+    _train(opened, name, config)
     return Completed(message=accuracy_line(opened.url, name))
+
+
+def _train(store: Store, run: str, config: RunConfig) -> None:
+    from flows.train import train as train_flow  # and torch with it: seconds that few runs need
+
+    with holding(store, run, config):
+        train_flow(store.url, run, config)
 
 
 @flow(name="evaluate-session", persist_result=False)
@@ -62,6 +69,7 @@ def evaluate(
     Raises:
         TurnledgerError: If there is no such run or policy, or the evaluation fails.
     """
+    outlive_reader()
     opened = Store.open(store)
     source = chosen_run(opened, run)
     if iteration is None:
@@ -99,6 +107,7 @@ def rerun(
     Raises:
         TurnledgerError: If there is nothing to rerun, or it fails.
     """
+    outlive_reader()
     opened = Store.open(store)
     asked = AskedRerun.of(
         opened,
@@ -115,8 +124,8 @@ def rerun(
 
 
 def _rerun(asked: AskedRerun, *, refresh: bool = False) -> tuple[str, list[dict[str, Any]]]:
-    name = asked.target()
     asked.check()
+    name = asked.target()
     with holding(asked.store, name, asked.config, asked.parent, in_place=asked.in_place):
         return name, asked.compute(name, refresh=refresh)
 
@@ -135,13 +144,13 @@ def nightly(
     Raises:
         TurnledgerError: If the run of the night cannot be used, or the training fails.
     """
+    outlive_reader()
     opened = Store.open(store, create=True)
     night = tonight(opened, series, config)
     if night.is_idle:
         publish_idle_night(opened, night)
         return Completed(name="NothingNew", message=night.told)
-    _, name = checked_training(store, night.run, night.config)
-    with holding(opened, name, night.config):
-        train_flow(opened.url, name, night.config)
+    checked_training(store, night.run, night.config)
+    _train(opened, night.run, night.config)
     publish_night(opened, night)
-    return Completed(message=accuracy_line(opened.url, name))
+    return Completed(message=accuracy_line(opened.url, night.run))

@@ -1,5 +1,6 @@
 """Ctrl-C wherever it comes: libraries are interrupted in places where they are not ready for it."""
 
+import asyncio
 import atexit
 import os
 import signal
@@ -20,8 +21,10 @@ END_TIME_S = 15.0
 CLOSING_TIME_S = 10.0
 """Seconds that what was registered for the exit may then take."""
 
-INTERRUPTS = (KeyboardInterrupt, TerminationSignal)
-"""What ends a flow without an error: Ctrl-C, and a worker that cancels a flow run or stops."""
+_SIGNALS = (KeyboardInterrupt, TerminationSignal)
+INTERRUPTS = (*_SIGNALS, asyncio.CancelledError)
+"""What ends a flow without an error: Ctrl-C, a worker that cancels a flow run or stops, and Prefect
+when its server no longer knows that a flow run has a place under the limit of its deployment."""
 
 
 def let_interrupts_end_waits() -> None:
@@ -101,7 +104,7 @@ def told_as_ctrl_c() -> Iterator[None]:
 
 
 def _interrupt_behind(error: BaseException | None) -> BaseException | None:
-    if error is None or isinstance(error, INTERRUPTS):
+    if error is None or isinstance(error, _SIGNALS):
         return error
     return _interrupt_behind(error.__cause__) or _interrupt_behind(error.__context__)
 

@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import botocore.exceptions
 import pytest
 
 from tests.prefect_servers import running_prefect_server
+from tests.s3_places import use_s3
 
 
 @pytest.fixture(scope="session")
@@ -57,10 +57,4 @@ def _make_bucket(endpoint: str, log_file: Path) -> None:
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """Sets the environment for the S3 server; returns a place in it for a store."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("TURNLEDGER_CACHE", str(tmp_path / "cache"))
-    return f"s3://ledger/{uuid.uuid4().hex}"
+    return use_s3(s3_server, monkeypatch, tmp_path)

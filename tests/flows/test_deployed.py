@@ -1,5 +1,9 @@
 """Deployments and series of nights without a schedule: what they refuse and how they go on."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +122,33 @@ def test_serving_needs_a_server_that_stays(monkeypatch: pytest.MonkeyPatch) -> N
         pytest.raises(ConfigError, match=r"prefect server start.*PREFECT_API_URL"),
     ):
         serve(["train"], interval_s=60)
+
+
+HOLD = """
+import asyncio, datetime, sys, uuid
+from prefect.server.concurrency.lease_storage import get_concurrency_lease_storage
+
+async def hold():
+    storage, ttl = get_concurrency_lease_storage(), datetime.timedelta(seconds=300)
+    if len(sys.argv) > 1:
+        print(await storage.renew_lease(uuid.UUID(sys.argv[1]), ttl))
+    else:
+        print((await storage.create_lease([uuid.uuid4()], ttl)).id)
+
+asyncio.run(hold())
+"""
+
+
+def test_a_server_with_the_documented_variables_still_knows_leases_when_started_again(
+    tmp_path: Path,
+) -> None:
+    page = (HELD_OUT.parents[1] / "deployments.md").read_text()
+    variables = dict(re.findall(r"\b(\w+_LEASE_STORAGE)=(\S+)", page))
+    environment = {**os.environ, **variables, "PREFECT_HOME": str(tmp_path)}
+
+    def server(*arguments: str) -> str:
+        command = [sys.executable, "-c", HOLD, *arguments]
+        return subprocess.check_output(command, env=environment, text=True).strip()
+
+    assert variables
+    assert server(server()) == "True"
