@@ -51,6 +51,7 @@ def clusters(cores: int) -> Iterator[dict[str, list[str]]]:
     """Starts both clusters; yields the settings that name each."""
     with ExitStack() as running:
         ray.init(
+            "local",
             num_cpus=cores,
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
