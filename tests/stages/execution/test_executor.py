@@ -26,6 +26,7 @@ from stages.execution import (
 )
 from stages.execution import probe as probe_module
 from stages.execution.protocol import OUTCOME_SCHEMA
+from tests.process_trees import wait_until
 from tests.stages.execution.frames import config_with, isolated, run_one, snippet_frame
 
 UNSAFE = "execution.backend unsafe_local: generated code runs without any isolation"
@@ -94,30 +95,26 @@ def test_calls_from_several_threads_do_not_mix(executor):
     assert results == [[f"{number}\n"] * 5 for number in range(3)]
 
 
-def test_supervisor_killed_from_outside_costs_one_snippet(monkeypatch):
+def test_supervisor_killed_from_outside_costs_one_snippet():
     others = set(children_named("bwrap"))
     executor = isolated(workers=1)
-    in_flight = threading.Event()
-    run = lanes.Lane.run
 
-    def noted_run(self, cells):
-        if "sleep" in cells[-1]:
-            in_flight.set()
-        return run(self, cells)
+    name = f"hit-{os.getpid()}"
+    names_itself = f"import ctypes; ctypes.CDLL(None).prctl(15, b'{name}', 0, 0, 0)"
+
+    def in_flight() -> bool:
+        listed = subprocess.run(["ps", "-eo", "comm="], capture_output=True, text=True, check=True)
+        return name in listed.stdout.split()
 
     def kill_supervisors() -> None:
-        in_flight.wait(30)
-        while not set(children_named("bwrap")) - others:
-            time.sleep(0.1)
-        time.sleep(2.0)  # until it has reached its lane, on a busy machine too
+        wait_until(in_flight, 60)
         for pid in set(children_named("bwrap")) - others:
             os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr(lanes.Lane, "run", noted_run)
     killer = threading.Thread(target=kill_supervisors)
     killer.start()
-    codes = ["print(0)", "import time; time.sleep(15)", "print(2)"]
-    rows = executor.execute(snippet_frame(codes))
+    hangs = f"{names_itself}; import time; time.sleep(15)"
+    rows = executor.execute(snippet_frame(["print(0)", hangs, "print(2)"]))
     killer.join()
     assert rows["status"].to_list() == ["ok", "infrastructure", "ok"]
 
