@@ -31,7 +31,10 @@ def run_commands(block: Block, workplace: Workplace, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=[pytest.mark.long] if page.name in LONG_PAGES else [])
+        pytest.param(
+            page,
+            marks=[pytest.mark.long, pytest.mark.timeout(900)] if page.name in LONG_PAGES else [],
+        )
         for page in PAGES
     ],
     ids=lambda page: page.name,
