@@ -198,7 +198,7 @@ def in_session(
     from flows.prefect_server import check_prefect_home
 
     check_prefect_home()
-    end_at_second_interrupt()
+    is_told = end_at_second_interrupt()
     try:
         with (
             holding(store, run, config, parent, in_place=in_place),
@@ -208,6 +208,7 @@ def in_session(
         ):
             work()
     except KeyboardInterrupt as error:
+        is_told.set()
         typer.echo(f"interrupted: the same command continues run {run}", err=True)
         end_within(END_TIME_S, 130)
         raise typer.Exit(130) from error

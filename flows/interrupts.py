@@ -13,8 +13,8 @@ from types import FrameType
 
 from prefect.exceptions import TerminationSignal
 
-PATIENCE_S = 2.0
-"""Seconds after which an interrupted process says why it is still there."""
+PATIENCE_S = 5.0
+"""Seconds after which an interrupted command that has not told its end says what it waits for."""
 WAITS = b"waits for stage runs that compute in this process; Ctrl-C ends it at once\n"
 END_TIME_S = 15.0
 """Seconds in which an interrupted process ends in the usual way, if it does so at all."""
@@ -36,20 +36,22 @@ def let_interrupts_end_waits() -> None:
     signal.siginterrupt(signal.SIGINT, True)
 
 
-def end_at_second_interrupt() -> None:
+def end_at_second_interrupt() -> threading.Event:
     """Has Ctrl-C, or SIGTERM, interrupt this process once, and end it at once if it comes again.
 
     After the first, stage runs that compute in threads are waited for; after `PATIENCE_S` this is
     said. The second leaves what kill -9 does: nothing half-written, and what this process has
     started ends by itself.
-    """
 
-    interrupted = threading.Event()
+    Returns:
+        What the command sets when it tells its end: then nothing more is said.
+    """
+    interrupted, is_told = threading.Event(), threading.Event()
 
     def tell() -> None:
         interrupted.wait()
-        time.sleep(PATIENCE_S)
-        os.write(sys.stderr.fileno(), WAITS)
+        if not is_told.wait(PATIENCE_S):
+            os.write(sys.stderr.fileno(), WAITS)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if interrupted.is_set():
@@ -62,6 +64,7 @@ def end_at_second_interrupt() -> None:
     threading.Thread(target=tell, name="tell", daemon=True).start()
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, interrupt)
+    return is_told
 
 
 @contextmanager
