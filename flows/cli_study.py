@@ -65,7 +65,8 @@ def study(
         _tell_plan(asked, pieces, tuning)
         return
     opened = Store.open(store, create=not stored)
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    # Not that of SIGINT, which a shell has ignored in what it starts in the background.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not stored:
         _train(asked, opened, tuning, jobs, "tuning")
     tuned = tuned_rates(opened, tuning)
@@ -109,6 +110,7 @@ def _train(
     """Trains what is not trained yet, with the cold starts that it shares first."""
     from prefect.task_runners import ThreadPoolTaskRunner
 
+    from flows.interrupts import told_as_ctrl_c
     from flows.prefect_server import check_prefect_home, start_prefect
     from flows.sessions import check_inputs
     from flows.study import is_trained, starts_of, train_all
@@ -125,7 +127,7 @@ def _train(
     starts = [one for one in starts_of(study, missing) if not is_trained(store, one)]
     runner: Any = ThreadPoolTaskRunner(max_workers=jobs)
     try:
-        with Teller(console, len(starts) + len(missing)) as teller:
+        with told_as_ctrl_c(), Teller(console, len(starts) + len(missing)) as teller:
             start_prefect()
             flow = train_all.with_options(task_runner=runner)
             flow(store.url, [starts, missing], teller.note)
@@ -136,6 +138,7 @@ def _train(
 def _measure(store: "Store", trainings: "list[Training]", part: str) -> None:
     """Measures the gradient noise of the first and last updates, where it is not stored."""
     from flows.gradients import is_measured, measure_gradients
+    from flows.interrupts import told_as_ctrl_c
     from flows.prefect_server import check_prefect_home, start_prefect
     from flows.study import measured_updates
 
@@ -150,8 +153,9 @@ def _measure(store: "Store", trainings: "list[Training]", part: str) -> None:
 
         check_prefect_home()
         try:
-            start_prefect()
-            measure_gradients(missing, tell)
+            with told_as_ctrl_c():
+                start_prefect()
+                measure_gradients(missing, tell)
         except KeyboardInterrupt as error:
             raise _interrupted() from error
 

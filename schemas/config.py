@@ -185,6 +185,7 @@ class AdvantagesConfig(Section):
         "mt_grpo",
         "gigpo",
         "tree_td",
+        "consensus",
     ] = "gtpo"
     gamma: float = Field(0.9, ge=0, le=1)
     """Discount of a turn, for GTPO, REINFORCE++ and GiGPO."""
@@ -196,7 +197,7 @@ class AdvantagesConfig(Section):
     scale: Literal["std", "off"] = "std"
     """What GTPO divides by, `off` for nothing; the paper takes the standard deviation."""
     turn_weight: float = Field(1.0, ge=0)
-    """Weight of the turn's part: lambda of MT-GRPO, omega of GiGPO."""
+    """Weight of the turn's part: lambda of MT-GRPO and of consensus, omega of GiGPO."""
     groups_without_outcome_variance: Literal["drop", "keep", "scale"] = "drop"
     """Groups that are all right or all wrong: the paper does not say; noise if kept. `scale`
     divides by the standard deviation of the batch in place of their own."""

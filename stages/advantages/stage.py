@@ -55,10 +55,13 @@ def estimate_advantages(
     rows = Rows(turns, counts=turns["excluded"].is_null().to_numpy())
     _require_contiguous_turns(rows)
     _require_values(rows, config)
+    estimator = ESTIMATORS[config.estimator]
     equal = equal_outcomes(rows) & rows.counts
     dropped = equal & (config.groups_without_outcome_variance == "drop")
+    if estimator.credits_wrong_groups:
+        dropped &= rows.column("outcome") > 0
     rows = replace(rows, counts=rows.counts & ~dropped)
-    credit = ESTIMATORS[config.estimator].credit(rows, config)
+    credit = estimator.credit(rows, config)
     return _table(rows, credit, config, equal=equal, dropped=dropped)
 
 

@@ -142,6 +142,19 @@ def test_a_training_that_fails_is_named(
     assert "was made with other settings" in done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_study_with_one_line(cli: Cli, tmp_path: Path, number: int) -> None:
+    store = tmp_path / "store"
+    started = cli.start("study", str(FILE), "--store", str(store))
+    assert wait_until(lambda: store.exists() and begun(store, "tiny-one-"), 240)
+    below = processes_below(started.pid)
+    started.send_signal(number)
+    _, told = started.communicate(timeout=120)
+    assert started.returncode == 130
+    assert told == "interrupted: the same command goes on\n"
+    assert wait_until(lambda: not alive({*below}), 60), "something lives on without its study"
+
+
 def test_a_plan_trains_nothing(cli: Cli, tmp_path: Path) -> None:
     store = tmp_path / "store"
     done = cli.run("study", str(FILE), "--store", str(store), "--plan")

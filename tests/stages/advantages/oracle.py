@@ -46,6 +46,7 @@ def advantages(groups: Groups, config: AdvantagesConfig) -> dict[Key, float | st
     for task, group in groups.items():
         outcomes = {t.right for t in group if t.right is not None}
         drop = len(outcomes) == 1 and config.groups_without_outcome_variance == "drop"
+        drop &= config.estimator != "consensus" or outcomes == {True}
         for s, trajectory in enumerate(group):
             for j in range(len(trajectory.penalties)):
                 if trajectory.right is None:
@@ -54,10 +55,18 @@ def advantages(groups: Groups, config: AdvantagesConfig) -> dict[Key, float | st
                     result[task, s, j] = "zero_outcome_variance"
         if not drop:
             kept[task] = group
-    values = ESTIMATORS[config.estimator](_counting(kept), config)
+    if config.estimator == "consensus":
+        values = _consensus(_counting(kept), config, _solved(groups))
+    else:
+        values = ESTIMATORS[config.estimator](_counting(kept), config)
     return result | {
         key: "zero_return_variance" if value is None else value for key, value in values.items()
     }
+
+
+def _solved(groups: Groups) -> float:
+    outcomes = [t.outcome for group in groups.values() for t in group if t.right is not None]
+    return mean(outcomes) if outcomes else 0.0
 
 
 Counting = dict[tuple[str, int], Trajectory]
@@ -283,6 +292,43 @@ def _value(name: tuple[str, int], j: int, trajectories: Counting) -> float:
         return mean(left)
     promised = _value(name, j - 1, trajectories) - trajectories[name].rewards(shaped=True)[j - 1]
     return mean([*left, promised])
+
+
+def _consensus(
+    trajectories: Counting, config: AdvantagesConfig, solved: float
+) -> dict[Key, float | None]:
+    result = _grpo(trajectories, config)
+    shares: dict[Key, float] = {}
+    for name, trajectory in trajectories.items():
+        for j, state in enumerate(trajectory.states):
+            others = [
+                other
+                for key, other in trajectories.items()
+                if key[0] == name[0] and key != name and other.states[j : j + 1] == [state]
+            ]
+            if others:
+                alike = sum(_goes_on(trajectory, j) == _goes_on(o, j) is not None for o in others)
+                shares[*name, j] = alike / len(others) * (1 - solved) ** (alike + 1)
+    for key, share in shares.items():
+        group = [t for name, t in trajectories.items() if name[0] == key[0]]
+        if any(t.right for t in group):
+            continue
+        state = trajectories[key[:2]].states[key[2]]
+        own = [
+            other
+            for (task, s, j), other in shares.items()
+            if (task, j) == (key[0], key[2]) and trajectories[task, s].states[j] == state
+        ]
+        if max(own) - min(own) > EPSILON:
+            result[key] = (result[key] or 0.0) + config.turn_weight * (share - mean(own))
+    return result
+
+
+def _goes_on(trajectory: Trajectory, j: int) -> int | None:
+    """Returns the state after a turn; None after the last one, and after a penalised one."""
+    if trajectory.penalties[j] < 0 or j == len(trajectory.states) - 1:
+        return None
+    return trajectory.states[j + 1]
 
 
 ESTIMATORS: dict[str, Callable[[Counting, AdvantagesConfig], dict[Key, float | None]]] = {

@@ -257,10 +257,12 @@ def test_what_turns_change_adds_up_to_what_the_trajectory_earned_beyond_its_grou
     assert per["changed"].to_list() == pytest.approx(beyond.to_list(), abs=1e-8)
 
 
-def test_a_turn_after_which_all_are_where_they_were_changes_nothing() -> None:
-    def passing(right: bool, *states: int) -> Trajectory:
-        return Trajectory(right, [0.0] * len(states), [*states], 0.0, True)
+def passing(right: bool, *states: int, penalty: float = 0.0) -> Trajectory:
+    """A trajectory whose first turn has a penalty."""
+    return Trajectory(right, [penalty, *([0.0] * (len(states) - 1))], [*states], 0.0, True)
 
+
+def test_a_turn_after_which_all_are_where_they_were_changes_nothing() -> None:
     groups = {"t": [passing(True, 0, 1, 2), passing(False, 0, 1, 3), passing(False, 0, 1, 3)]}
     credit = credit_of(groups, AdvantagesConfig(estimator="tree_td", scale="off"))
     first = {key: value for key, value in credit.items() if key[2] == 0}
@@ -270,3 +272,61 @@ def test_a_turn_after_which_all_are_where_they_were_changes_nothing() -> None:
     assert credit["t", 0, 1] == pytest.approx((2 / 3 - 1 / 3) / scale)
     assert credit["t", 1, 1] == pytest.approx((1 / 9 - 1 / 3) / scale)
     assert credit["t", 0, 2] == pytest.approx((1 - 2 / 3) / scale)
+
+
+CONSENSUS = AdvantagesConfig(estimator="consensus")
+
+
+@LAW
+@given(groups=GROUPS)
+def test_consensus_is_grpo_where_some_are_right(groups: Groups) -> None:
+    mixed = {
+        task: group
+        for task, group in groups.items()
+        if any(t.right for t in group) or all(t.right is None for t in group)
+    }
+    if mixed:
+        assert credit_of(mixed, CONSENSUS) == credit_of(mixed, AdvantagesConfig(estimator="grpo"))
+
+
+def test_turns_that_come_out_alike_are_credited_where_none_is_right() -> None:
+    groups = {"t": [passing(False, *states) for states in ([0, 1], [0, 1], [0, 1], [0, 2], [0])]}
+    credit = credit_of(groups, CONSENSUS)
+    # Two of four others came out alike; one result, and an answer, are alone.
+    assert credit["t", 0, 0] == pytest.approx(0.5 - 0.3)
+    assert credit["t", 3, 0] == credit["t", 4, 0] == pytest.approx(0.0 - 0.3)
+    # In state 1 all answered, which tells them apart no more.
+    assert credit["t", 0, 1] == credit["t", 3, 1] == "zero_return_variance"
+
+
+def test_turns_that_fail_in_the_same_way_agree_with_nobody() -> None:
+    right, failed = ([passing(False, 0, n, penalty=p)] * 2 for n, p in ((1, 0.0), (2, -0.1)))
+    credit = credit_of({"t": [*right, *failed]}, CONSENSUS)
+    assert credit["t", 0, 0] == pytest.approx(1 / 6)
+    assert credit["t", 2, 0] == pytest.approx(-1 / 6)
+
+
+def test_the_weight_of_turns_leaves_groups_alone_in_which_some_are_right() -> None:
+    groups = {"t": [passing(False, 0, 1), passing(False, 0, 1), passing(False, 0)],
+              "u": [passing(True, 0, 1), passing(False, 0, 1)]}  # fmt: skip
+    whole, half = (
+        credit_of(groups, CONSENSUS.model_copy(update={"turn_weight": w})) for w in (1.0, 0.5)
+    )
+    assert half["u", 0, 0] == whole["u", 0, 0] != 0
+    assert half["t", 0, 0] == pytest.approx(0.5 * whole["t", 0, 0])
+
+
+def test_the_more_are_right_elsewhere_the_less_those_count_that_failed_together() -> None:
+    apart = [passing(False, *states) for states in ([0, 1], [0, 1], [0, 1], [0, 2])]
+    easy = [passing(True, 0), passing(True, 0), passing(True, 0), passing(False, 0)]
+    alone, beside = (credit_of({"t": apart, **more}, CONSENSUS) for more in ({}, {"u": easy}))
+    assert alone["t", 3, 0] == pytest.approx(-0.5)
+    # Three of eight are right, and three failed together.
+    assert beside["t", 3, 0] == pytest.approx(-0.5 * (5 / 8) ** 3)
+
+
+def test_groups_that_are_all_right_count_as_solved() -> None:
+    apart = [passing(False, *states) for states in ([0, 1], [0, 1], [0, 1], [0, 2])]
+    credit = credit_of({"t": apart, "u": [passing(True, 0)] * 4}, CONSENSUS)
+    assert credit["u", 0, 0] == "zero_outcome_variance"
+    assert credit["t", 3, 0] == pytest.approx(-0.5 * (1 / 2) ** 3)
