@@ -185,7 +185,6 @@ class AdvantagesConfig(Section):
         "mt_grpo",
         "gigpo",
         "tree_td",
-        "consensus",
     ] = "gtpo"
     gamma: float = Field(0.9, ge=0, le=1)
     """Discount of a turn, for GTPO, REINFORCE++ and GiGPO."""
@@ -197,10 +196,11 @@ class AdvantagesConfig(Section):
     scale: Literal["std", "off"] = "std"
     """What GTPO divides by, `off` for nothing; the paper takes the standard deviation."""
     turn_weight: float = Field(1.0, ge=0)
-    """Weight of the turn's part: lambda of MT-GRPO and of consensus, omega of GiGPO."""
-    groups_without_outcome_variance: Literal["drop", "keep", "scale"] = "drop"
+    """Weight of the turn's part: lambda of MT-GRPO, omega of GiGPO, and of `agreement`."""
+    groups_without_outcome_variance: Literal["drop", "keep", "scale", "agreement"] = "drop"
     """Groups that are all right or all wrong: the paper does not say; noise if kept. `scale`
-    divides by the standard deviation of the batch in place of their own."""
+    divides by the standard deviation of the batch in place of their own. `agreement`, ours, drops
+    those that are all right, and credits turns of the others by what peers were shown."""
 
 
 class EvaluationConfig(Section):

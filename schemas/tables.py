@@ -358,7 +358,10 @@ class Advantages(dy.Schema):
     )
     turn_advantage = dy.Float64(
         nullable=True,
-        metadata={"doc": "Second part, of MT-GRPO and GiGPO; null without, or if it cannot vary."},
+        metadata={
+            "doc": "Second part, of MT-GRPO, GiGPO and agreement; null without, or if it cannot "
+            "vary."
+        },
     )
     turn_weight = dy.Float64(nullable=True, metadata={"doc": "Weight of the second part."})
     advantage = dy.Float64(

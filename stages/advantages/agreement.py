@@ -17,12 +17,17 @@ from stages.advantages.rows import (
     set_std,
 )
 
+NEEDS = ("accuracy", "total", "state")
+"""Columns of the rewards that are read, beside the outcome."""
+PER_SHARE = 3.0
+"""Advantage of a whole share: shares deviate by about a third, advantages of outcomes by one."""
+
 
 def agreement(rows: Rows) -> Floats:
     """Returns how much more a turn agrees with its peers than others in its state, [turns].
 
         c_ij = (n - 1) / (others of the group in the state of the turn) * (1 - p)^n
-        a_ij = c_ij - mean of c over turns of the group in the state
+        A_ij = 3 (c_ij - mean of c over turns of the group in the state)
 
     with n trajectories of the group in the state of the turn and in that after it, and p the share
     of right trajectories of the batch. (1 - p)^n is the chance that n trajectories all fail though
@@ -47,7 +52,7 @@ def agreement(rows: Rows) -> Floats:
     weighed = alike * (1 - _solved(rows)) ** (alike + 1)
     share = np.divide(weighed, peers, out=np.full(len(met), np.nan), where=met)
     varies = set_std(share, before, met) > SMALLEST_SCALE
-    return np.where(met & varies, share - set_mean(share, before, met), np.nan)
+    return np.where(met & varies, PER_SHARE * (share - set_mean(share, before, met)), np.nan)
 
 
 def _others(sets: Integers, entries: Flags) -> Integers:
@@ -57,7 +62,7 @@ def _others(sets: Integers, entries: Flags) -> Integers:
 
 
 def _solved(rows: Rows) -> float:
-    """Returns the share of right trajectories, also of groups that were dropped for being right."""
+    """Returns the share of right trajectories, also of those that do not count here."""
     outcomes = rows.column("outcome")[rows.turn_index == 0]
     known = outcomes[~np.isnan(outcomes)]
     return float(known.mean()) if known.size else 0.0

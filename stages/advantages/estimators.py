@@ -1,19 +1,18 @@
 """The estimators by name: each a function of the turns and the settings.
 
-Those of one part have advantage (return - baseline) / scale. Those of two parts, MT-GRPO, GiGPO
-and consensus, have the advantage of the trajectory plus `turn_weight` times that of the turn.
+Those of one part have advantage (return - baseline) / scale. Those of two parts, MT-GRPO and
+GiGPO, have the advantage of the trajectory plus `turn_weight` times that of the turn.
 
 Over which rewards they run: GTPO over the shaped turn rewards; MT-GRPO and GiGPO over the turn
 rewards as scored; the others over one reward a trajectory, GRPO's min(accuracy, format).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from schemas.config import AdvantagesConfig
-from stages.advantages.agreement import agreement
 from stages.advantages.baselines import leave_one_out, length_conditioned
 from stages.advantages.rows import (
     SMALLEST_SCALE,
@@ -51,8 +50,6 @@ class Estimator:
     credit: Callable[[Rows, AdvantagesConfig], Credit]
     needs: tuple[str, ...]
     """Columns of the rewards that it reads, beside the outcome."""
-    credits_wrong_groups: bool = False
-    """Whether it has something to say of a group without a right trajectory: none is dropped."""
 
 
 def gtpo(rows: Rows, config: AdvantagesConfig) -> Credit:
@@ -175,22 +172,6 @@ def tree_td(rows: Rows, config: AdvantagesConfig) -> Credit:
                   gamma=1.0, normalise="group")  # fmt: skip
 
 
-def consensus(rows: Rows, config: AdvantagesConfig) -> Credit:
-    """GRPO; where no trajectory of the group is right, whether turns agree with their peers.
-
-        A_ij = (R_i - mean) / std over the group's trajectories    where some are right
-        A_ij = lambda a_ij                                         where none is
-
-    with a_ij of `agreement`, what the next state says against the others. Our own: early in
-    training, and on tasks of many steps, most groups are all wrong and teach GRPO nothing, while
-    what their code printed still tells most right turns from wrong ones. TTRL (arXiv 2504.16084)
-    takes the majority for right as well, of final answers.
-    """
-    none_right = set_mean(rows.column("outcome"), rows.group, rows.starts) <= 0
-    credit = grpo(rows, config)
-    return replace(credit, turn_advantage=np.where(none_right, agreement(rows), np.nan))
-
-
 ESTIMATORS: dict[str, Estimator] = {
     "gtpo": Estimator(gtpo, ("shaped_total",)),
     "grpo": Estimator(grpo, ("grpo_reward",)),
@@ -201,9 +182,6 @@ ESTIMATORS: dict[str, Estimator] = {
     "mt_grpo": Estimator(mt_grpo, ("accuracy", "total")),
     "gigpo": Estimator(gigpo, ("total", "state")),
     "tree_td": Estimator(tree_td, ("shaped_total", "state")),
-    "consensus": Estimator(
-        consensus, ("grpo_reward", "accuracy", "total", "state"), credits_wrong_groups=True
-    ),
 }
 """Every estimator by its name in the config."""
 

@@ -24,6 +24,7 @@ from schemas.tables import (
     Excluded,
     ShapedRewards,
 )
+from stages.advantages.agreement import NEEDS, agreement
 from stages.advantages.estimators import ESTIMATORS, Credit, equal_outcomes
 from stages.advantages.rows import SMALLEST_SCALE, Flags, Floats, Rows
 
@@ -35,8 +36,8 @@ def estimate_advantages(
 
     Turns excluded before have none of these. Turns of a group whose outcomes are all equal keep
     their return where such groups are dropped; turns whose normalisation set has no variance
-    keep return and baseline. Neither has a scale or an advantage, and only the latter counted in
-    the statistics.
+    keep return and baseline. Neither has a scale, nor an advantage but that of agreement with
+    peers, and only the latter counted in the statistics.
 
     Args:
         shaped_rewards: Rewards of whole trajectories, turns numbered from 0 without gaps.
@@ -55,18 +56,27 @@ def estimate_advantages(
     rows = Rows(turns, counts=turns["excluded"].is_null().to_numpy())
     _require_contiguous_turns(rows)
     _require_values(rows, config)
-    estimator = ESTIMATORS[config.estimator]
     equal = equal_outcomes(rows) & rows.counts
-    dropped = equal & (config.groups_without_outcome_variance == "drop")
-    if estimator.credits_wrong_groups:
-        dropped &= rows.column("outcome") > 0
-    rows = replace(rows, counts=rows.counts & ~dropped)
-    credit = estimator.credit(rows, config)
-    return _table(rows, credit, config, equal=equal, dropped=dropped)
+    dropped = equal & (config.groups_without_outcome_variance in ("drop", "agreement"))
+    varying = replace(rows, counts=rows.counts & ~dropped)
+    credit = ESTIMATORS[config.estimator].credit(varying, config)
+    of_turn = np.full(len(equal), np.nan)
+    if credit.turn_advantage is not None:
+        of_turn = np.where(varying.counts, credit.turn_advantage, np.nan)
+    if config.groups_without_outcome_variance == "agreement":
+        wrong = equal & (rows.column("outcome") <= 0)
+        of_turn = np.where(wrong, agreement(replace(rows, counts=wrong)), of_turn)
+    return _table(varying, credit, of_turn, config, equal=equal, dropped=dropped)
 
 
 def _table(
-    rows: Rows, credit: Credit, config: AdvantagesConfig, *, equal: Flags, dropped: Flags
+    rows: Rows,
+    credit: Credit,
+    of_turn: Floats,
+    config: AdvantagesConfig,
+    *,
+    equal: Flags,
+    dropped: Flags,
 ) -> dy.DataFrame[Advantages]:
     """Puts what an estimator says beside the keys, with the reason where it says nothing."""
     known = ~np.isnan(credit.reward) & (rows.counts | dropped)
@@ -77,17 +87,12 @@ def _table(
         out=np.full_like(credit.returns, np.nan),
         where=varies,
     )
-    advantage, weight = part, None
-    if credit.turn_advantage is not None:
-        weight = config.turn_weight
-        of_turn = np.where(rows.counts, credit.turn_advantage, np.nan)
-        advantage = np.nan_to_num(part) + weight * np.nan_to_num(of_turn)
-        advantage[np.isnan(part) & np.isnan(of_turn)] = np.nan
-    nothing = rows.counts & np.isnan(advantage)
+    advantage = np.nan_to_num(part) + config.turn_weight * np.nan_to_num(of_turn)
+    credited = ~(np.isnan(part) & np.isnan(of_turn))
     reasons = (
-        pl.when(pl.lit(pl.Series(nothing)))
+        pl.when(pl.lit(pl.Series(rows.counts & ~credited)))
         .then(pl.lit(Excluded.ZERO_RETURN_VARIANCE.value))
-        .when(pl.lit(pl.Series(dropped)))
+        .when(pl.lit(pl.Series(dropped & ~credited)))
         .then(pl.lit(Excluded.ZERO_OUTCOME_VARIANCE.value))
         .otherwise("excluded")
     )
@@ -97,9 +102,9 @@ def _table(
         _nullable("return", credit.returns, known),
         _nullable("baseline", credit.baseline, rows.counts),
         _nullable("scale", credit.scale, varies),
-        _nullable("turn_advantage", credit.turn_advantage, rows.counts),
-        pl.lit(weight, pl.Float64).alias("turn_weight"),
-        _nullable("advantage", advantage, rows.counts),
+        _nullable("turn_advantage", of_turn, credited),
+        _nullable("turn_weight", np.full_like(of_turn, config.turn_weight), ~np.isnan(of_turn)),
+        _nullable("advantage", advantage, credited),
         pl.lit(config.estimator).alias("estimator"),
         pl.lit(credit.gamma).alias("gamma"),
         pl.lit(credit.normalise).alias("normalise"),
@@ -109,10 +114,8 @@ def _table(
     return Advantages.validate(table.select(Advantages.column_names()), cast=True)
 
 
-def _nullable(name: str, values: Floats | None, where: Flags) -> pl.Expr:
+def _nullable(name: str, values: Floats, where: Flags) -> pl.Expr:
     """Returns a column that is null where there is no value, or none that counts."""
-    if values is None:
-        return pl.lit(None, pl.Float64).alias(name)
     column = pl.Series(name, np.where(where, values, np.nan))
     return pl.lit(column).fill_nan(None).alias(name)
 
@@ -136,9 +139,12 @@ def _require_values(rows: Rows, config: AdvantagesConfig) -> None:
             f"trajectory {_key_of(rows, partly)} is excluded in part: exclude all of its turns"
         )
     needs = ESTIMATORS[config.estimator].needs
+    asks: str = config.estimator if "state" in needs else config.groups_without_outcome_variance
+    if config.groups_without_outcome_variance == "agreement":
+        needs = (*needs, *NEEDS)
     if "state" in needs and rows.frame["state"].null_count():
         raise TurnledgerError(
-            f"{config.estimator} needs the state of every turn, which these rewards do not have: "
+            f"{asks} needs the state of every turn, which these rewards do not have: "
             "rerun turn_rewards"
         )
     for column in (*needs, "outcome"):

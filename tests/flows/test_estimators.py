@@ -74,7 +74,7 @@ def test_rewards_without_states_leave_those_out_that_need_them(
 
     monkeypatch.setattr("flows.estimators.open_table", stateless)
     compared = estimators_of(trained, RUN)
-    assert list(compared.left_out) == ["gigpo", "tree_td", "consensus"]
+    assert list(compared.left_out) == ["gigpo", "tree_td"]
     assert "gigpo" not in compared.credit.columns
     draw_estimators(compared, tmp_path / "figure.png")
 

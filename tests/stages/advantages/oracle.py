@@ -45,8 +45,10 @@ def advantages(groups: Groups, config: AdvantagesConfig) -> dict[Key, float | st
     kept: Groups = {}
     for task, group in groups.items():
         outcomes = {t.right for t in group if t.right is not None}
-        drop = len(outcomes) == 1 and config.groups_without_outcome_variance == "drop"
-        drop &= config.estimator != "consensus" or outcomes == {True}
+        drop = len(outcomes) == 1 and config.groups_without_outcome_variance in (
+            "drop",
+            "agreement",
+        )
         for s, trajectory in enumerate(group):
             for j in range(len(trajectory.penalties)):
                 if trajectory.right is None:
@@ -55,13 +57,15 @@ def advantages(groups: Groups, config: AdvantagesConfig) -> dict[Key, float | st
                     result[task, s, j] = "zero_outcome_variance"
         if not drop:
             kept[task] = group
-    if config.estimator == "consensus":
-        values = _consensus(_counting(kept), config, _solved(groups))
-    else:
-        values = ESTIMATORS[config.estimator](_counting(kept), config)
-    return result | {
+    values = ESTIMATORS[config.estimator](_counting(kept), config)
+    result |= {
         key: "zero_return_variance" if value is None else value for key, value in values.items()
     }
+    if config.groups_without_outcome_variance == "agreement":
+        wrong = {task: group for task, group in groups.items() if not any(t.right for t in group)}
+        of_peers = _agreement(_counting(wrong), _solved(groups))
+        result |= {key: config.turn_weight * value for key, value in of_peers.items()}
+    return result
 
 
 def _solved(groups: Groups) -> float:
@@ -294,10 +298,7 @@ def _value(name: tuple[str, int], j: int, trajectories: Counting) -> float:
     return mean([*left, promised])
 
 
-def _consensus(
-    trajectories: Counting, config: AdvantagesConfig, solved: float
-) -> dict[Key, float | None]:
-    result = _grpo(trajectories, config)
+def _agreement(trajectories: Counting, solved: float) -> dict[Key, float]:
     shares: dict[Key, float] = {}
     for name, trajectory in trajectories.items():
         for j, state in enumerate(trajectory.states):
@@ -309,10 +310,8 @@ def _consensus(
             if others:
                 alike = sum(_goes_on(trajectory, j) == _goes_on(o, j) is not None for o in others)
                 shares[*name, j] = alike / len(others) * (1 - solved) ** (alike + 1)
+    result = {}
     for key, share in shares.items():
-        group = [t for name, t in trajectories.items() if name[0] == key[0]]
-        if any(t.right for t in group):
-            continue
         state = trajectories[key[:2]].states[key[2]]
         own = [
             other
@@ -320,7 +319,7 @@ def _consensus(
             if (task, j) == (key[0], key[2]) and trajectories[task, s].states[j] == state
         ]
         if max(own) - min(own) > EPSILON:
-            result[key] = (result[key] or 0.0) + config.turn_weight * (share - mean(own))
+            result[key] = 3 * (share - mean(own))
     return result
 
 

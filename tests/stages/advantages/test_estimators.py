@@ -89,7 +89,7 @@ VARIANTS: list[dict[str, Any]] = [
     groups=GROUPS,
     gamma=st.sampled_from([0.0, 0.9, 1.0]),
     turn_weight=st.sampled_from([0.0, 0.5, 1.0]),
-    without=st.sampled_from(["drop", "keep", "scale"]),
+    without=st.sampled_from(["drop", "keep", "scale", "agreement"]),
 )
 def test_every_estimator_agrees_with_plain_loops(
     variant: dict[str, Any], groups: Groups, gamma: float, turn_weight: float, without: str
@@ -274,59 +274,67 @@ def test_a_turn_after_which_all_are_where_they_were_changes_nothing() -> None:
     assert credit["t", 0, 2] == pytest.approx((1 - 2 / 3) / scale)
 
 
-CONSENSUS = AdvantagesConfig(estimator="consensus")
+AGREEMENT = AdvantagesConfig(estimator="grpo", groups_without_outcome_variance="agreement")
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @LAW
 @given(groups=GROUPS)
-def test_consensus_is_grpo_where_some_are_right(groups: Groups) -> None:
-    mixed = {
-        task: group
-        for task, group in groups.items()
-        if any(t.right for t in group) or all(t.right is None for t in group)
-    }
-    if mixed:
-        assert credit_of(mixed, CONSENSUS) == credit_of(mixed, AdvantagesConfig(estimator="grpo"))
+def test_agreement_leaves_groups_alone_in_which_some_are_right(
+    estimator: str, groups: Groups
+) -> None:
+    dropping = AdvantagesConfig(estimator=estimator)
+    credit, before = (
+        credit_of(groups, dropping.model_copy(update={"groups_without_outcome_variance": without}))
+        for without in ("agreement", "drop")
+    )
+    changed = {key[0] for key, value in credit.items() if value != before[key]}
+    assert not any(t.right for task in changed for t in groups[task])
 
 
 def test_turns_that_come_out_alike_are_credited_where_none_is_right() -> None:
     groups = {"t": [passing(False, *states) for states in ([0, 1], [0, 1], [0, 1], [0, 2], [0])]}
-    credit = credit_of(groups, CONSENSUS)
+    credit = credit_of(groups, AGREEMENT)
     # Two of four others came out alike; one result, and an answer, are alone.
-    assert credit["t", 0, 0] == pytest.approx(0.5 - 0.3)
-    assert credit["t", 3, 0] == credit["t", 4, 0] == pytest.approx(0.0 - 0.3)
+    assert credit["t", 0, 0] == pytest.approx(3 * (0.5 - 0.3))
+    assert credit["t", 3, 0] == credit["t", 4, 0] == pytest.approx(3 * (0.0 - 0.3))
     # In state 1 all answered, which tells them apart no more.
-    assert credit["t", 0, 1] == credit["t", 3, 1] == "zero_return_variance"
+    assert credit["t", 0, 1] == credit["t", 3, 1] == "zero_outcome_variance"
 
 
 def test_turns_that_fail_in_the_same_way_agree_with_nobody() -> None:
     right, failed = ([passing(False, 0, n, penalty=p)] * 2 for n, p in ((1, 0.0), (2, -0.1)))
-    credit = credit_of({"t": [*right, *failed]}, CONSENSUS)
-    assert credit["t", 0, 0] == pytest.approx(1 / 6)
-    assert credit["t", 2, 0] == pytest.approx(-1 / 6)
+    credit = credit_of({"t": [*right, *failed]}, AGREEMENT)
+    assert credit["t", 0, 0] == pytest.approx(0.5)
+    assert credit["t", 2, 0] == pytest.approx(-0.5)
 
 
-def test_the_weight_of_turns_leaves_groups_alone_in_which_some_are_right() -> None:
-    groups = {"t": [passing(False, 0, 1), passing(False, 0, 1), passing(False, 0)],
-              "u": [passing(True, 0, 1), passing(False, 0, 1)]}  # fmt: skip
+def test_the_weight_of_turns_is_that_of_agreement() -> None:
+    groups = {"t": [passing(False, 0, 1), passing(False, 0, 1), passing(False, 0)]}
     whole, half = (
-        credit_of(groups, CONSENSUS.model_copy(update={"turn_weight": w})) for w in (1.0, 0.5)
+        credit_of(groups, AGREEMENT.model_copy(update={"turn_weight": w})) for w in (1.0, 0.5)
     )
-    assert half["u", 0, 0] == whole["u", 0, 0] != 0
     assert half["t", 0, 0] == pytest.approx(0.5 * whole["t", 0, 0])
 
 
 def test_the_more_are_right_elsewhere_the_less_those_count_that_failed_together() -> None:
     apart = [passing(False, *states) for states in ([0, 1], [0, 1], [0, 1], [0, 2])]
     easy = [passing(True, 0), passing(True, 0), passing(True, 0), passing(False, 0)]
-    alone, beside = (credit_of({"t": apart, **more}, CONSENSUS) for more in ({}, {"u": easy}))
-    assert alone["t", 3, 0] == pytest.approx(-0.5)
+    alone, beside = (credit_of({"t": apart, **more}, AGREEMENT) for more in ({}, {"u": easy}))
+    assert alone["t", 3, 0] == pytest.approx(-1.5)
     # Three of eight are right, and three failed together.
-    assert beside["t", 3, 0] == pytest.approx(-0.5 * (5 / 8) ** 3)
+    assert beside["t", 3, 0] == pytest.approx(-1.5 * (5 / 8) ** 3)
 
 
-def test_groups_that_are_all_right_count_as_solved() -> None:
+def test_groups_that_are_all_right_count_as_solved_and_are_dropped() -> None:
     apart = [passing(False, *states) for states in ([0, 1], [0, 1], [0, 1], [0, 2])]
-    credit = credit_of({"t": apart, "u": [passing(True, 0)] * 4}, CONSENSUS)
+    credit = credit_of({"t": apart, "u": [passing(True, 0)] * 4}, AGREEMENT)
     assert credit["u", 0, 0] == "zero_outcome_variance"
-    assert credit["t", 3, 0] == pytest.approx(-0.5 * (1 / 2) ** 3)
+    assert credit["t", 3, 0] == pytest.approx(-1.5 * (1 / 2) ** 3)
+
+
+def test_agreement_without_states_is_refused() -> None:
+    frame = shaped_frame({"t": [[0.0], [1.0]]}, right=[("t", 1)])
+    stateless = ShapedRewards.validate(frame.with_columns(state=pl.lit(None, pl.Int32)))
+    with pytest.raises(TurnledgerError, match="agreement needs the state of every turn"):
+        estimate_advantages(stateless, AGREEMENT)
