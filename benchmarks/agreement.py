@@ -73,12 +73,13 @@ def main() -> None:
     parser.add_argument("runs", nargs="+")
     asked = parser.parse_args()
     turns = pl.concat(credited_turns(asked.store, run) for run in asked.runs)
-    above, below = (pl.col("right").filter(sign) for sign in (
-        pl.col("advantage") > 0, pl.col("advantage") < 0
-    ))  # fmt: skip
     told = (
         turns.group_by(period=(pl.col("iteration") - 1) // PERIOD)
-        .agg(turns=pl.len(), above=above.mean(), below=below.mean())
+        .agg(
+            turns=pl.len(),
+            above=pl.col("right").filter(pl.col("advantage") > 0).mean(),
+            below=pl.col("right").filter(pl.col("advantage") < 0).mean(),
+        )
         .sort("period")
     )
     print("iterations  turns credited  right steps: above zero  below")

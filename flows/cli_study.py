@@ -3,7 +3,8 @@
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,7 +111,6 @@ def _train(
     """Trains what is not trained yet, with the cold starts that it shares first."""
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    from flows.interrupts import told_as_ctrl_c
     from flows.prefect_server import check_prefect_home, start_prefect
     from flows.sessions import check_inputs
     from flows.study import is_trained, starts_of, train_all
@@ -126,19 +126,15 @@ def _train(
     check_inputs(missing[0].config, None)
     starts = [one for one in starts_of(study, missing) if not is_trained(store, one)]
     runner: Any = ThreadPoolTaskRunner(max_workers=jobs)
-    try:
-        with told_as_ctrl_c(), Teller(console, len(starts) + len(missing)) as teller:
-            start_prefect()
-            flow = train_all.with_options(task_runner=runner)
-            flow(store.url, [starts, missing], teller.note)
-    except KeyboardInterrupt as error:
-        raise _interrupted() from error
+    with _interrupts_told(), Teller(console, len(starts) + len(missing)) as teller:
+        start_prefect()
+        flow = train_all.with_options(task_runner=runner)
+        flow(store.url, [starts, missing], teller.note)
 
 
 def _measure(store: "Store", trainings: "list[Training]", part: str) -> None:
     """Measures the gradient noise of the first and last updates, where it is not stored."""
     from flows.gradients import is_measured, measure_gradients
-    from flows.interrupts import told_as_ctrl_c
     from flows.prefect_server import check_prefect_home, start_prefect
     from flows.study import measured_updates
 
@@ -152,17 +148,21 @@ def _measure(store: "Store", trainings: "list[Training]", part: str) -> None:
             status.update(f"{part}: gradient noise, {done} of {len(missing)} updates")
 
         check_prefect_home()
-        try:
-            with told_as_ctrl_c():
-                start_prefect()
-                measure_gradients(missing, tell)
-        except KeyboardInterrupt as error:
-            raise _interrupted() from error
+        with _interrupts_told():
+            start_prefect()
+            measure_gradients(missing, tell)
 
 
-def _interrupted() -> typer.Exit:
-    typer.echo("interrupted: the same command goes on", err=True)
-    return typer.Exit(130)
+@contextmanager
+def _interrupts_told() -> Iterator[None]:
+    from flows.interrupts import told_as_ctrl_c
+
+    try:
+        with told_as_ctrl_c():
+            yield
+    except KeyboardInterrupt as error:
+        typer.echo("interrupted: the same command goes on", err=True)
+        raise typer.Exit(130) from error
 
 
 class Teller:

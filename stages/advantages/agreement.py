@@ -40,10 +40,8 @@ def agreement(rows: Rows) -> Floats:
     Args:
         rows: The turns. What they earned beside accuracy tells whether they were penalised.
     """
-    states = np.nan_to_num(rows.column("state")).astype(np.int64)
-    _, before = np.unique(
-        rows.turn_sets("turn_index") * (states.max(initial=0) + 1) + states, return_inverse=True
-    )
+    turns = rows.turn_index.max(initial=0) + 1
+    _, before = np.unique(rows.state_sets * turns + rows.turn_index, return_inverse=True)
     _, step = np.unique(before * (before.size + 1) + np.roll(before, -1), return_inverse=True)
     penalised = rows.column("total") - rows.column("accuracy") < -SMALLEST_SCALE
     goes_on = rows.counts & ~rows.ends & ~penalised

@@ -147,10 +147,8 @@ def gigpo(rows: Rows, config: AdvantagesConfig) -> Credit:
     episode = np.where(rows.counts, rows.trajectory_sum(reward), np.nan)
     scale = _scale(episode, rows.group, rows.starts, rows, config)
     credit = _of_trajectory(episode, set_mean(episode, rows.group, rows.starts), scale)
-    states = np.nan_to_num(rows.column("state")).astype(np.int64)
-    sets = rows.group * (states.max(initial=0) + 1) + states
     returns = rows.returns(reward, config.gamma)
-    return _with_turn_part(credit, returns, sets, rows, config, gamma=config.gamma)
+    return _with_turn_part(credit, returns, rows.state_sets, rows, config, gamma=config.gamma)
 
 
 def tree_td(rows: Rows, config: AdvantagesConfig) -> Credit:

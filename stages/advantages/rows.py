@@ -68,6 +68,13 @@ class Rows:
         ends: Flags = self.turn_index == self.turn_count - 1
         return ends
 
+    @cached_property
+    def state_sets(self) -> Integers:
+        """Number of the turn's group and state: what the environment has shown before."""
+        states = np.nan_to_num(self.column("state")).astype(np.int64)
+        sets: Integers = self.group * (states.max(initial=0) + 1) + states
+        return sets
+
     def turn_sets(self, normalise: str) -> Integers:
         """Returns the number of each turn's normalisation set.
 

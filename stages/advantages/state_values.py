@@ -27,12 +27,10 @@ def state_values(rewards: Floats, rows: Rows) -> Floats:
         rows: The turns.
     """
     returns = rows.returns(rewards, 1.0)
-    states = np.nan_to_num(rows.column("state")).astype(np.int64)
-    sets = rows.group * (states.max(initial=0) + 1) + states
     values = np.full_like(returns, np.nan)
     for depth in range(int(rows.turn_index.max(initial=-1)) + 1):
         here = np.flatnonzero(rows.counts & (rows.turn_index == depth))
-        _, of = np.unique(sets[here], return_inverse=True)
+        _, of = np.unique(rows.state_sets[here], return_inverse=True)
         count, total = np.bincount(of)[of], np.bincount(of, weights=returns[here])[of]
         if depth == 0:
             values[here] = total / count
