@@ -13,6 +13,9 @@ from flows.interrupts import let_interrupts_end_waits
 from schemas.errors import ConfigError, TurnledgerError
 
 _GUARD = Path(__file__).with_name("server_guard.py")
+_UNUSED = ("TRIGGERS", "EVENT_PERSISTER", "TASK_RUN_RECORDER")
+"""Services of the temporary server that only somebody who looks at it would have something of: it
+would write every event of every task run into its database, beside the work."""
 _guards: dict[int, subprocess.Popen[bytes]] = {}
 """By process id of the server."""
 
@@ -50,14 +53,21 @@ def start_prefect() -> None:
     record of the flow with it, and the flow would fail instead of being interrupted. A process
     inherits which signals are blocked, so the server is started while this one is.
 
-    From then on, Ctrl-C ends at once what the main thread waits for.
+    It records flow runs, not events nor task runs, unless the environment or Prefect's profile
+    asks it to. From then on, Ctrl-C ends at once what the main thread waits for.
     """
+    import prefect.settings
     from prefect.client.orchestration import get_client
 
+    services = [f"PREFECT_SERVER_SERVICES_{name}_ENABLED" for name in _UNUSED]
+    unused = {getattr(prefect.settings, name): False for name in services}
     blocked = {signal.SIGINT}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
-        with get_client(sync_client=True) as client:
+        with (
+            prefect.settings.temporary_settings(set_defaults=unused),
+            get_client(sync_client=True) as client,
+        ):
             client.hello()
         _guard_server()
     except (httpx.HTTPError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""The temporary server of a command ends with it."""
+"""The temporary server of a command does what the command needs, and ends with it."""
 
 import os
 import signal
@@ -51,6 +51,40 @@ def test_a_temporary_server_ends_with_a_command_that_is_killed(
     command.send_signal(how)
     command.wait()
     assert wait_until(lambda: not alive(set(below)), seconds=60)
+
+
+SERVICES = """
+from prefect.client.orchestration import get_client
+from flows.prefect_server import start_prefect
+
+start_prefect()
+with get_client(sync_client=True) as client:
+    services = client.request("GET", "/admin/settings").json()["server"]["services"]
+names = ["triggers", "event_persister", "task_run_recorder", "late_runs"]
+print(*(services[name]["enabled"] for name in names))
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "enabled"),
+    [
+        ({}, "False False False True"),
+        ({"PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED": "true"}, "False False True True"),
+    ],
+    ids=["by default", "where it is asked to"],
+)
+def test_a_temporary_server_records_no_task_runs_unless_asked(
+    tmp_path: Path, asked: dict[str, str], enabled: str
+) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    said = subprocess.run(
+        [sys.executable, "-c", SERVICES],
+        env={**environment, "PREFECT_HOME": str(tmp_path), **asked},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.split() == enabled.split()
 
 
 def test_a_guard_ends_when_the_server_is_ended_by_its_owner() -> None:
