@@ -64,6 +64,7 @@ format: $(INSTALLED)  ## Formats the sources
 bench: $(INSTALLED)  ## Prints the figures that the documentation quotes
 	$(VENV)/bin/python -m benchmarks.throughput
 	$(VENV)/bin/python benchmarks/orchestration.py
+	$(VENV)/bin/python -m benchmarks.temporary_server
 	$(VENV)/bin/python benchmarks/store.py
 	$(VENV)/bin/python -m benchmarks.overlap
 	$(VENV)/bin/python -m benchmarks.execution

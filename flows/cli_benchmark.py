@@ -117,10 +117,10 @@ def _benchmark(
 
     def work() -> None:
         from flows.benchmarks import benchmark as benchmark_flow
-        from flows.prefect_server import start_prefect
+        from flows.prefect_server import prefect_started
 
-        start_prefect()
-        graded[:] = benchmark_flow(store.url, source, name, iteration, sets, samples, config)
+        with prefect_started():
+            graded[:] = benchmark_flow(store.url, source, name, iteration, sets, samples, config)
 
     in_session(store, name, config, asked.parent, work, TextReporter(), in_place=asked.in_place)
     return benchmark_report(

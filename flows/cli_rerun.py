@@ -243,10 +243,10 @@ def _rerun(asked: "AskedRerun", told: "Reporter", *, refresh: bool = False) -> N
     changes: list[dict[str, Any]] = []
 
     def work() -> None:
-        from flows.prefect_server import start_prefect
+        from flows.prefect_server import prefect_started
 
-        start_prefect()
-        changes[:] = asked.compute(name, refresh=refresh)
+        with prefect_started():
+            changes[:] = asked.compute(name, refresh=refresh)
 
     in_session(asked.store, name, asked.config, asked.parent, work, told, in_place=asked.in_place)
     _tell_rerun(asked, name, changes, told)

@@ -51,7 +51,7 @@ def serve(
     # Before Prefect is imported: it reads its settings once, and hands them to what it starts.
     if os.environ.get("PREFECT_LOGGING_LEVEL") == "CRITICAL":
         os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
-    from flows.prefect_server import check_prefect_home, has_prefect_server, start_prefect
+    from flows.prefect_server import check_prefect_home, has_prefect_server, prefect_started
 
     schedule = _schedule(scheduled or [], cron, interval_s)
     settings = read_config(config, overrides)
@@ -63,8 +63,8 @@ def serve(
             "`prefect server start` and set PREFECT_API_URL to its address"
         )
     check_prefect_home()
-    start_prefect()
-    _serve(store, run, settings, scheduled or [], schedule)
+    with prefect_started():
+        _serve(store, run, settings, scheduled or [], schedule)
 
 
 def _schedule(

@@ -111,7 +111,7 @@ def _train(
     """Trains what is not trained yet, with the cold starts that it shares first."""
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    from flows.prefect_server import check_prefect_home, start_prefect
+    from flows.prefect_server import check_prefect_home, prefect_started
     from flows.sessions import check_inputs
     from flows.study import is_trained, starts_of, train_all
 
@@ -126,8 +126,8 @@ def _train(
     check_inputs(missing[0].config, None)
     starts = [one for one in starts_of(study, missing) if not is_trained(store, one)]
     runner: Any = ThreadPoolTaskRunner(max_workers=jobs)
-    with _interrupts_told(), Teller(console, len(starts) + len(missing)) as teller:
-        start_prefect()
+    telling = Teller(console, len(starts) + len(missing))
+    with _interrupts_told(), telling as teller, prefect_started():
         flow = train_all.with_options(task_runner=runner)
         flow(store.url, [starts, missing], teller.note)
 
@@ -135,7 +135,7 @@ def _train(
 def _measure(store: "Store", trainings: "list[Training]", part: str) -> None:
     """Measures the gradient noise of the first and last updates, where it is not stored."""
     from flows.gradients import is_measured, measure_gradients
-    from flows.prefect_server import check_prefect_home, start_prefect
+    from flows.prefect_server import check_prefect_home, prefect_started
     from flows.study import measured_updates
 
     with Console().status(f"{part}: gradient noise") as status:
@@ -148,8 +148,7 @@ def _measure(store: "Store", trainings: "list[Training]", part: str) -> None:
             status.update(f"{part}: gradient noise, {done} of {len(missing)} updates")
 
         check_prefect_home()
-        with _interrupts_told():
-            start_prefect()
+        with _interrupts_told(), prefect_started():
             measure_gradients(missing, tell)
 
 

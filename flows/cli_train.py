@@ -147,7 +147,7 @@ def _train(
     told.say(f"{'run' if opened.has_run(name) else 'new run'} {name} in {store}")
 
     def work() -> None:
-        from flows.prefect_server import has_prefect_server, start_prefect
+        from flows.prefect_server import has_prefect_server, prefect_started
         from flows.stored_training import go_through_stored
         from flows.train import train as train_flow
 
@@ -156,8 +156,8 @@ def _train(
         )
         if not has_prefect_server() and go_through_stored(place, config):
             return
-        start_prefect()
-        train_flow(opened.url, name, config, refresh)
+        with prefect_started():
+            train_flow(opened.url, name, config, refresh)
 
     in_session(opened, name, config, None, work, told)
     return accuracy_by_iteration(store, name), name

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -13,9 +15,15 @@ from flows.interrupts import let_interrupts_end_waits
 from schemas.errors import ConfigError, TurnledgerError
 
 _GUARD = Path(__file__).with_name("server_guard.py")
-_UNUSED = ("TRIGGERS", "EVENT_PERSISTER", "TASK_RUN_RECORDER")
-"""Services of the temporary server that only somebody who looks at it would have something of: it
-would write every event of every task run into its database, beside the work."""
+TEMPORARY: dict[str, bool | None] = {
+    # Every event of every task run would be written into its database, beside the work.
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": False,
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED": False,
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": False,
+    # A flow waits at its end until its heartbeat looks up, up to a second.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": None,
+}
+"""Settings of Prefect for a server that nobody looks at."""
 _guards: dict[int, subprocess.Popen[bytes]] = {}
 """By process id of the server."""
 
@@ -46,38 +54,42 @@ def check_prefect_home() -> None:
         ) from error
 
 
-def start_prefect() -> None:
-    """Starts the temporary Prefect server where none is configured, safe from Ctrl-C.
+@contextmanager
+def prefect_started() -> Iterator[None]:
+    """Lets flows run in here: starts the temporary server where none is configured.
 
     A terminal sends Ctrl-C to all processes that it runs. A server that died of it would take the
     record of the flow with it, and the flow would fail instead of being interrupted. A process
-    inherits which signals are blocked, so the server is started while this one is.
+    inherits which signals are blocked, so the server is started while this one is. From then on,
+    Ctrl-C ends at once what the main thread waits for.
 
-    It records flow runs, not events nor task runs, unless the environment or Prefect's profile
-    asks it to. From then on, Ctrl-C ends at once what the main thread waits for.
+    The temporary server does not do what only those would have something of who look at it or for
+    whom it looks out, unless the environment or Prefect's profile asks for it.
+
+    Raises:
+        TurnledgerError: If no server answers.
     """
     import prefect.settings
     from prefect.client.orchestration import get_client
 
-    services = [f"PREFECT_SERVER_SERVICES_{name}_ENABLED" for name in _UNUSED]
-    unused = {getattr(prefect.settings, name): False for name in services}
-    blocked = {signal.SIGINT}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-    try:
-        with (
-            prefect.settings.temporary_settings(set_defaults=unused),
-            get_client(sync_client=True) as client,
-        ):
-            client.hello()
-        _guard_server()
-    except (httpx.HTTPError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TurnledgerError(
-            f"no Prefect server: {reason}; set PREFECT_API_URL to one that runs, or unset it"
-        ) from error
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    let_interrupts_end_waits()
+    unused = {} if has_prefect_server() else TEMPORARY
+    by_setting = {getattr(prefect.settings, name): value for name, value in unused.items()}
+    with prefect.settings.temporary_settings(set_defaults=by_setting):
+        blocked = {signal.SIGINT}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        try:
+            with get_client(sync_client=True) as client:
+                client.hello()
+            _guard_server()
+        except (httpx.HTTPError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TurnledgerError(
+                f"no Prefect server: {reason}; set PREFECT_API_URL to one that runs, or unset it"
+            ) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        let_interrupts_end_waits()
+        yield
 
 
 def _guard_server() -> None:

@@ -48,6 +48,20 @@ def running_prefect_server(home: Path, settings: Mapping[str, str] | None = None
             end(server)
 
 
+@contextmanager
+def flows_on(url: str) -> Iterator[None]:
+    """Connects flows that are run in this process to a server."""
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
+
+    # A flow would wait at its end until its heartbeat looks up, up to a second.
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
 def end(process: subprocess.Popen[bytes], time_s: float = 30.0) -> None:
     """Asks a process to end, and kills it if it does not."""
     process.terminate()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.prefect_servers import flows_on
+
 TRAIN = "turnledger train --run small --config docs/examples/small.toml"
 """Makes the run that the pages use; the page on operations shows this command."""
 
@@ -35,9 +37,7 @@ class Workplace:
     @contextmanager
     def with_server(self) -> Iterator[None]:
         """Connects flows that are run in this process to the server of the tests."""
-        from prefect.settings import PREFECT_API_URL, temporary_settings
-
-        with temporary_settings({PREFECT_API_URL: self.environment["PREFECT_API_URL"]}):
+        with flows_on(self.environment["PREFECT_API_URL"]):
             yield
 
     def run_here(self, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ import pytest
 from forked_commands import ForkedCommands
 from small_runs import Cli
 
+from tests.prefect_servers import flows_on
+
 
 @pytest.fixture(scope="session")
 def cli(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Cli:
@@ -32,8 +34,6 @@ def trained(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _use_the_server(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Connects flows that a test runs in its own process to the server."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
-    with temporary_settings({PREFECT_API_URL: prefect_server}):
+    with flows_on(prefect_server):
         yield

@@ -21,6 +21,7 @@ from schemas.errors import ConfigError, StoreError, TrajectoryFileError
 from stages.turn_rewards import score_turns
 from storage import RunParent, Store, open_table
 from storage.garbage import find_garbage, remove_garbage
+from tests.prefect_servers import flows_on
 from tests.stages.foreign.foreign_rows import trajectory
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -75,12 +76,10 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def credited(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Store:
     """A store with the imported run `theirs` and its branch `credited`; only read."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     folder = tmp_path_factory.mktemp("credited")
     store = Store.open(folder / "store", create=True)
     take_in(store, write_rows(folder / "dump.jsonl", two_groups()))
-    with temporary_settings({PREFECT_API_URL: prefect_server}):
+    with flows_on(prefect_server):
         credit(store, "theirs", "credited")
     return store
 

@@ -14,12 +14,11 @@ from tests.process_trees import alive, processes_below, wait_until
 
 COMMAND = """
 import time
-from flows.prefect_server import start_prefect
+from flows.prefect_server import prefect_started
 
-start_prefect()
-start_prefect()
-print("started", flush=True)
-time.sleep(600)
+with prefect_started(), prefect_started():
+    print("started", flush=True)
+    time.sleep(600)
 """
 
 
@@ -55,10 +54,9 @@ def test_a_temporary_server_ends_with_a_command_that_is_killed(
 
 SERVICES = """
 from prefect.client.orchestration import get_client
-from flows.prefect_server import start_prefect
+from flows.prefect_server import prefect_started
 
-start_prefect()
-with get_client(sync_client=True) as client:
+with prefect_started(), get_client(sync_client=True) as client:
     services = client.request("GET", "/admin/settings").json()["server"]["services"]
 names = ["triggers", "event_persister", "task_run_recorder", "late_runs"]
 print(*(services[name]["enabled"] for name in names))
