@@ -18,9 +18,7 @@ from tests.s3_places import use_s3
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Starts a real Prefect server on loopback; yields the URL of its API."""
-    unused = ("EVENT_PERSISTER", "TRIGGERS")
-    settings = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in unused}
-    with running_prefect_server(tmp_path_factory.mktemp("prefect"), settings) as url:
+    with running_prefect_server(tmp_path_factory.mktemp("prefect")) as url:
         yield url
 
 
