@@ -56,40 +56,48 @@ def check_prefect_home() -> None:
 
 @contextmanager
 def prefect_started() -> Iterator[None]:
-    """Lets flows run in here: starts the temporary server where none is configured.
+    """Lets flows run in here, on the configured server or on a temporary one.
 
-    A terminal sends Ctrl-C to all processes that it runs. A server that died of it would take the
-    record of the flow with it, and the flow would fail instead of being interrupted. A process
-    inherits which signals are blocked, so the server is started while this one is. From then on,
-    Ctrl-C ends at once what the main thread waits for.
-
-    The temporary server does not do what only those would have something of who look at it or for
-    whom it looks out, unless the environment or Prefect's profile asks for it.
+    The temporary server is started once for a process. It does what `TEMPORARY` leaves on, unless
+    the environment or Prefect's profile says otherwise.
 
     Raises:
         TurnledgerError: If no server answers.
     """
     import prefect.settings
-    from prefect.client.orchestration import get_client
 
     unused = {} if has_prefect_server() else TEMPORARY
     by_setting = {getattr(prefect.settings, name): value for name, value in unused.items()}
     with prefect.settings.temporary_settings(set_defaults=by_setting):
-        blocked = {signal.SIGINT}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-        try:
-            with get_client(sync_client=True) as client:
-                client.hello()
-            _guard_server()
-        except (httpx.HTTPError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise TurnledgerError(
-                f"no Prefect server: {reason}; set PREFECT_API_URL to one that runs, or unset it"
-            ) from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        let_interrupts_end_waits()
+        _start_prefect()
         yield
+
+
+def _start_prefect() -> None:
+    """Starts the temporary Prefect server where none is configured, safe from Ctrl-C.
+
+    A terminal sends Ctrl-C to all processes that it runs. A server that died of it would take the
+    record of the flow with it, and the flow would fail instead of being interrupted. A process
+    inherits which signals are blocked, so the server is started while this one is.
+
+    From then on, Ctrl-C ends at once what the main thread waits for.
+    """
+    from prefect.client.orchestration import get_client
+
+    blocked = {signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        with get_client(sync_client=True) as client:
+            client.hello()
+        _guard_server()
+    except (httpx.HTTPError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TurnledgerError(
+            f"no Prefect server: {reason}; set PREFECT_API_URL to one that runs, or unset it"
+        ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    let_interrupts_end_waits()
 
 
 def _guard_server() -> None:

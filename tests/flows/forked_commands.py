@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
+from tests.prefect_servers import flows_on
 
 IMPORTED = (
     "flows.benchmarks",
@@ -75,8 +76,6 @@ def _run(
     command: list[str], environment: dict[str, str], folder: str, told: tuple[Path, Path]
 ) -> None:
     """Runs a command in a process that was just forked, as if it had been started."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
@@ -85,10 +84,8 @@ def _run(
     for path, number in zip(told, (1, 2), strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     sys.argv = command
-    # A flow waits at its end until its heartbeat looks up, up to a second.
-    silent = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
     try:
-        with silent:
+        with flows_on(environment["PREFECT_API_URL"]):
             main()
     finally:
         atexit._run_exitfuncs()  # which a fork skips

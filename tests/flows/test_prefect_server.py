@@ -54,25 +54,33 @@ def test_a_temporary_server_ends_with_a_command_that_is_killed(
 
 SERVICES = """
 from prefect.client.orchestration import get_client
+from prefect.settings import get_current_settings
 from flows.prefect_server import prefect_started
 
 with prefect_started(), get_client(sync_client=True) as client:
     services = client.request("GET", "/admin/settings").json()["server"]["services"]
+    heartbeat_s = get_current_settings().flows.heartbeat_frequency
 names = ["triggers", "event_persister", "task_run_recorder", "late_runs"]
-print(*(services[name]["enabled"] for name in names))
+print(*(services[name]["enabled"] for name in names), heartbeat_s)
 """
 
 
 @pytest.mark.parametrize(
-    ("asked", "enabled"),
+    ("asked", "told"),
     [
-        ({}, "False False False True"),
-        ({"PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED": "true"}, "False False True True"),
+        ({}, "False False False True None"),
+        (
+            {
+                "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED": "true",
+                "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",
+            },
+            "False False True True 60",
+        ),
     ],
     ids=["by default", "where it is asked to"],
 )
-def test_a_temporary_server_records_no_task_runs_unless_asked(
-    tmp_path: Path, asked: dict[str, str], enabled: str
+def test_nothing_is_recorded_of_task_runs_and_no_heartbeat_sent_unless_asked(
+    tmp_path: Path, asked: dict[str, str], told: str
 ) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
     said = subprocess.run(
@@ -82,7 +90,7 @@ def test_a_temporary_server_records_no_task_runs_unless_asked(
         text=True,
         check=True,
     )
-    assert said.stdout.split() == enabled.split()
+    assert said.stdout.split() == told.split()
 
 
 def test_a_guard_ends_when_the_server_is_ended_by_its_owner() -> None:
