@@ -1,10 +1,10 @@
 """What is asked for, by a command or by a deployment: settled and checked before anything runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flows.binding import Place
 from flows.catalogue import ORDER, Scope, check_stage
@@ -23,6 +23,8 @@ from flows.sessions import (
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, TurnledgerError
 from storage import RunParent, Store
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -145,14 +147,31 @@ class AskedRerun:
         )
 
     def target(self) -> str:
-        """Returns the run that takes the results.
-
-        A free name is not kept for the caller: asked for right before the run is held, two flows
-        at once hardly find the same one.
-        """
+        """Returns the run that takes the results; a free name is not kept for the caller."""
         if self.in_place:
             return self.source
         return self.into or branch_name(self.store, self.source, self.parent, self.config)
+
+    def in_target(self, work: Callable[[str], T]) -> T:
+        """Does the work in the run that takes the results.
+
+        Of two flows that find the same name free, one is refused by what the other made of it, and
+        begins again with the next free one.
+
+        Args:
+            work: Takes the name, and holds the run before it changes anything.
+
+        Raises:
+            TurnledgerError: What the work raises in a run that is its own.
+        """
+        name = self.target()
+        while True:
+            try:
+                return work(name)
+            except TurnledgerError:
+                refused, name = name, self.target()
+                if name == refused:
+                    raise
 
     def place(self) -> Place:
         """Returns the iteration that is run again."""

@@ -111,20 +111,26 @@ def _benchmark(
         names = [chosen.name for chosen in sets]
         other = other_policy(store, *_policy(store, against), names)
     check_inputs(config, None, reads=(), shapes=False)
-    name = asked.target()
-    typer.echo(f"benchmarks of {source}, iteration {iteration}, into {name}")
     graded: list[Graded] = []
 
-    def work() -> None:
-        from flows.benchmarks import benchmark as benchmark_flow
-        from flows.prefect_server import prefect_started
+    def compute(name: str) -> str:
+        typer.echo(f"benchmarks of {source}, iteration {iteration}, into {name}")
 
-        with prefect_started():
-            graded[:] = benchmark_flow(store.url, source, name, iteration, sets, samples, config)
+        def work() -> None:
+            from flows.benchmarks import benchmark as benchmark_flow
+            from flows.prefect_server import prefect_started
 
-    in_session(store, name, config, asked.parent, work, TextReporter(), in_place=asked.in_place)
+            with prefect_started():
+                graded[:] = benchmark_flow(
+                    store.url, source, name, iteration, sets, samples, config
+                )
+
+        told, in_place = TextReporter(), asked.in_place
+        in_session(store, name, config, asked.parent, work, told, in_place=in_place)
+        return name
+
     return benchmark_report(
-        *(store, name, iteration, graded),
+        *(store, asked.in_target(compute), iteration, graded),
         grading_time_s=config.turn_rewards.grading_time_s,
         other=other,
     )

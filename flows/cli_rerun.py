@@ -236,7 +236,11 @@ def _plan_rerun(asked: "AskedRerun") -> "pl.DataFrame":
 def _rerun(asked: "AskedRerun", told: "Reporter", *, refresh: bool = False) -> None:
     """Runs stages again into a branch and says what came of it."""
     asked.check()
-    source, scope, name = asked.source, asked.scope, asked.target()
+    asked.in_target(lambda name: _rerun_into(name, asked, told, refresh=refresh))
+
+
+def _rerun_into(name: str, asked: "AskedRerun", told: "Reporter", *, refresh: bool) -> None:
+    source, scope = asked.source, asked.scope
     doing = "evaluation of" if scope.first == "evaluation" else f"rerun of {scope.first} in"
     told.say(f"{doing} {source}, iteration {asked.iteration}, into {name}")
 

@@ -125,9 +125,12 @@ def rerun(
 
 def _rerun(asked: AskedRerun, *, refresh: bool = False) -> tuple[str, list[dict[str, Any]]]:
     asked.check()
-    name = asked.target()
-    with holding(asked.store, name, asked.config, asked.parent, in_place=asked.in_place):
-        return name, asked.compute(name, refresh=refresh)
+
+    def work(name: str) -> tuple[str, list[dict[str, Any]]]:
+        with holding(asked.store, name, asked.config, asked.parent, in_place=asked.in_place):
+            return name, asked.compute(name, refresh=refresh)
+
+    return asked.in_target(work)
 
 
 @flow(name="nightly", persist_result=False)
