@@ -3,7 +3,7 @@
 Columns of token ids, log-probabilities, texts and code grow with the tokens; all others, and the
 heads of the files, with turns and files. Reads metadata of Parquet files only.
 
-    python -m benchmarks.table_bytes --store turnledger-store --run train-8d2fc531
+    python -m benchmarks.table_bytes --store turnledger-store --run train-ad4bb15b
 """
 
 import argparse

@@ -186,8 +186,8 @@ class AdvantagesConfig(Section):
         "gigpo",
         "tree_td",
     ] = "gtpo"
-    gamma: float = Field(0.9, ge=0, le=1)
-    """Discount of a turn, for GTPO, REINFORCE++ and GiGPO."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    """Discount of a turn, for GTPO, REINFORCE++ and GiGPO. The paper discounts by 0.9."""
     normalise: Literal["group", "batch", "turn_index"] = "group"
     """Set over which GTPO takes mean and standard deviation of the returns."""
     baseline: Literal["mean", "leave_one_out", "length"] = "mean"
@@ -197,7 +197,7 @@ class AdvantagesConfig(Section):
     """What GTPO divides by, `off` for nothing; the paper takes the standard deviation."""
     turn_weight: float = Field(1.0, ge=0)
     """Weight of the turn's part: lambda of MT-GRPO, omega of GiGPO, and of `agreement`."""
-    groups_without_outcome_variance: Literal["drop", "keep", "scale", "agreement"] = "drop"
+    groups_without_outcome_variance: Literal["drop", "keep", "scale", "agreement"] = "agreement"
     """Groups that are all right or all wrong: the paper does not say; noise if kept. `scale`
     divides by the standard deviation of the batch in place of their own. `agreement`, ours, drops
     those that are all right, and credits turns of the others by what peers were shown."""
@@ -308,13 +308,13 @@ class RunConfig(Section):
     compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")
-    def _resampling_needs_dropping(self) -> "RunConfig":
+    def _resampling_replaces_what_is_left_out(self) -> "RunConfig":
         kept = self.advantages.groups_without_outcome_variance
-        if self.rollout.resample_rounds and kept != "drop":
+        if self.rollout.resample_rounds and kept in ("keep", "scale"):
             raise ValueError(
                 "rollout.resample_rounds: further groups are asked in place of those without "
-                "variance of outcome, so these are left out: set "
-                f"advantages.groups_without_outcome_variance=drop, not {kept}"
+                "variance of outcome, which are kept here: set "
+                f"advantages.groups_without_outcome_variance=drop or agreement, not {kept}"
             )
         return self
 

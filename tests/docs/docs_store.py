@@ -39,7 +39,7 @@ def handmade_store(path: Path, *, run: str, iteration: int) -> Store:
     prompts, turns, executions = _prompts(), _turns(), _executions()
     rewards = score_turns(prompts, turns, executions, TurnRewardsConfig())
     shaped = shape_rewards(turns, rewards, SimilarityConfig())
-    credit = estimate_advantages(shaped, AdvantagesConfig())
+    credit = estimate_advantages(shaped, AdvantagesConfig(gamma=0.9))
     results: list[tuple[str, Mapping[str, pl.DataFrame], dict[str, int]]] = [
         ("prompts", {"prompts": prompts}, {}),
         ("rollout", {"turns": turns}, {"shard": 0, "turn": 0}),

@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> Store:
     """Runs `old` and `new` of iterations 1 and 2 that differ in the discount."""
     made = Store.open(tmp_path / "store", create=True)
     for iteration in (1, 2):
-        put_run(made, "old", iteration=iteration)
+        put_run(made, "old", iteration=iteration, gamma=0.9)
         put_run(made, "new", iteration=iteration, gamma=0.2)
     return made
 

@@ -58,7 +58,7 @@ def moved(used: Path, tmp_path: Path) -> Path:
 def test_a_run_whose_files_are_gone_is_trained_on_and_rerun(cli: Cli, moved: Path) -> None:
     place = ("--store", str(moved / "store"), "--run", "mine")
     said(cli, "train", *place, "--set", "iterations=2")
-    said(cli, "rerun", "advantages", *place, "--iteration", "1", "--set", "gamma=1.0",
+    said(cli, "rerun", "advantages", *place, "--iteration", "1", "--set", "gamma=0.5",
          "--into", "branch")  # fmt: skip
     told = said(cli, "train", "--store", str(moved / "store"), "--run", "branch",
                 "--set", "iterations=2")  # fmt: skip

@@ -173,7 +173,7 @@ def test_an_override_of_an_unknown_key_is_refused_by_name() -> None:
 
 def test_a_key_without_dot_belongs_to_the_section_that_has_it() -> None:
     config = override_config(RunConfig(), ["gamma=0.5"], section="advantages")
-    assert changed_keys(RunConfig(), config) == {"advantages.gamma": (0.9, 0.5)}
+    assert changed_keys(RunConfig(), config) == {"advantages.gamma": (1.0, 0.5)}
 
 
 def test_a_key_that_the_section_has_not_is_looked_up_at_the_top() -> None:

@@ -19,7 +19,7 @@ RIGHT = [("a", 0), ("a", 1), ("b", 0)]
 SHAPED = shaped_frame(
     {"a": [[0, 0, 1], [1], [0, -0.1], [0]], "b": [[0, 1], [0, 0, 0], [-0.1]]}, right=RIGHT
 )
-BASE = AdvantagesConfig(groups_without_outcome_variance="keep")
+BASE = AdvantagesConfig(gamma=0.9, groups_without_outcome_variance="keep")
 SETTINGS = estimators_side_by_side(BASE)
 CREDIT = credit_by_estimator(SHAPED, SETTINGS)
 BIASES = {row["estimator"]: row for row in biases(CREDIT, list(SETTINGS)).iter_rows(named=True)}

@@ -19,6 +19,7 @@ from stages.advantages import estimate_advantages
 from tests.stages.reward_frames import LAW, shaped_frame
 
 KEEP = AdvantagesConfig(groups_without_outcome_variance="keep")
+DROP = AdvantagesConfig(groups_without_outcome_variance="drop")
 
 # The example of the project's card, gamma 0.9, sample standard deviation.
 REWARDS: list[list[float]] = [[0, 0, 1], [-0.1, 1], [0, -0.1, 0, 0], [0, 0.45]]
@@ -43,7 +44,7 @@ def config_of(**values: Any) -> AdvantagesConfig:
 
 def test_the_worked_example_to_four_decimals() -> None:
     estimated = estimate_advantages(
-        shaped_frame({"t": REWARDS}, right=[("t", 0), ("t", 1)]), AdvantagesConfig()
+        shaped_frame({"t": REWARDS}, right=[("t", 0), ("t", 1)]), AdvantagesConfig(gamma=0.9)
     ).with_columns(pl.col("return").round(12), pl.col("advantage").round(4))
     assert nested(estimated, "return") == RETURNS
     assert nested(estimated, "advantage") == ADVANTAGES
@@ -229,7 +230,7 @@ def test_groups_of_equal_outcomes_are_dropped_with_their_reason(
     right: list[tuple[str, int]],
 ) -> None:
     frame = shaped_frame({"t": [[0, 1], [-0.1, 0.5]]}, right=right)
-    estimated = estimate_advantages(frame, AdvantagesConfig())
+    estimated = estimate_advantages(frame, DROP)
     assert set(estimated["excluded"]) == {"zero_outcome_variance"}
     assert estimated["advantage"].null_count() == estimated.height
     assert estimated["return"].null_count() == 0
