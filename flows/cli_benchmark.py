@@ -100,7 +100,6 @@ def _benchmark(
     """Evaluates a policy on benchmarks and summarises the results."""
     from flows.benchmark_report import benchmark_report, other_policy
     from flows.policies import stored_policy
-    from flows.reporters import TextReporter
     from flows.sessions import check_inputs, refuse_imported
 
     store, source, iteration, config = asked.store, asked.source, asked.iteration, asked.config
@@ -111,29 +110,33 @@ def _benchmark(
         names = [chosen.name for chosen in sets]
         other = other_policy(store, *_policy(store, against), names)
     check_inputs(config, None, reads=(), shapes=False)
-    graded: list[Graded] = []
-
-    def compute(name: str) -> str:
-        typer.echo(f"benchmarks of {source}, iteration {iteration}, into {name}")
-
-        def work() -> None:
-            from flows.benchmarks import benchmark as benchmark_flow
-            from flows.prefect_server import prefect_started
-
-            with prefect_started():
-                graded[:] = benchmark_flow(
-                    store.url, source, name, iteration, sets, samples, config
-                )
-
-        told, in_place = TextReporter(), asked.in_place
-        in_session(store, name, config, asked.parent, work, told, in_place=in_place)
-        return name
-
+    name, graded = asked.in_target(lambda name: _grade_into(name, asked, sets, samples))
     return benchmark_report(
-        *(store, asked.in_target(compute), iteration, graded),
+        *(store, name, iteration, graded),
         grading_time_s=config.turn_rewards.grading_time_s,
         other=other,
     )
+
+
+def _grade_into(
+    name: str, asked: "AskedRerun", sets: "list[ProblemSet]", samples: int
+) -> "tuple[str, list[Graded]]":
+    """Evaluates the policy in the run of that name, which is told as well."""
+    from flows.reporters import TextReporter
+
+    store, source, iteration, config = asked.store, asked.source, asked.iteration, asked.config
+    typer.echo(f"benchmarks of {source}, iteration {iteration}, into {name}")
+    graded: list[Graded] = []
+
+    def work() -> None:
+        from flows.benchmarks import benchmark as benchmark_flow
+        from flows.prefect_server import prefect_started
+
+        with prefect_started():
+            graded[:] = benchmark_flow(store.url, source, name, iteration, sets, samples, config)
+
+    in_session(store, name, config, asked.parent, work, TextReporter(), in_place=asked.in_place)
+    return name, graded
 
 
 def _policy(store: "Store", text: str) -> tuple[str, int]:

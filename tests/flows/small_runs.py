@@ -26,7 +26,8 @@ SMALL = (
     "evaluation.every=2",
     "compute.threads=1",
     "problems.levels=[1]",
-    # A policy this small is never right: its groups differ in form alone, and when it came.
+    # A policy this small is never right: its groups differ in form alone, and by
+    # the discount in when it was broken.
     "advantages.groups_without_outcome_variance=keep",
     "advantages.gamma=0.9",
 )
