@@ -29,7 +29,7 @@ from flows.events import StageEvent, listening
 from flows.rerun import rerun
 from flows.sessions import branch_config, session
 from flows.train import train
-from schemas.config import parse_config
+from schemas.config_text import parse_config
 from storage import RunParent, Store
 
 

@@ -30,7 +30,8 @@ from flows.rollouts import ask, shards_of, submit_rollout
 from flows.sessions import session
 from flows.train import SHARDS_AT_ONCE, load_problem_sets, train
 from flows.work_times import draw_timeline, utilisation, work_times
-from schemas.config import ExecutionConfig, RunConfig, parse_config
+from schemas.config import ExecutionConfig, RunConfig
+from schemas.config_text import parse_config
 from stages.execution import Executor
 from storage import Store
 

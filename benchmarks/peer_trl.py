@@ -42,7 +42,8 @@ from flows.rollouts import ask
 from flows.sessions import session
 from flows.train import SHARDS_AT_ONCE, load_problem_sets, note_iteration, train, training
 from flows.work_times import utilisation, work_times
-from schemas.config import RunConfig, override_config
+from schemas.config import RunConfig
+from schemas.config_text import override_config
 from schemas.study import parse_study
 from storage import Store
 

@@ -28,7 +28,8 @@ from rich.table import Table
 
 from benchmarks.against_generate import add_ratio, equal_lengths, measure_pretrained
 from benchmarks.printing import Figures
-from schemas.config import RunConfig, parse_config
+from schemas.config import RunConfig
+from schemas.config_text import parse_config
 from schemas.tables import TURN_KEY, Advantages, Executions, Prompts, Turns
 from stages.cold_start.start import StartedPolicy, start_policy
 from stages.cold_start.training import tokenise, train_on_demonstrations

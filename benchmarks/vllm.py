@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.printing import print_figures
-from schemas.config import VllmConfig, parse_config
+from schemas.config import VllmConfig
+from schemas.config_text import parse_config
 from stages.cold_start.start import start_policy
 from stages.rollout.engine import Requests
 from stages.rollout.vllm_engine import VllmEngine

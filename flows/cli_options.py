@@ -85,7 +85,7 @@ def read_config(path: Path | None, overrides: list[str] | None) -> "RunConfig":
     Raises:
         ConfigError: If the file cannot be read or a setting cannot be used.
     """
-    from schemas.config import parse_config
+    from schemas.config_text import parse_config
 
     text = "" if path is None else read_text(path, "config file")
     return parse_config(text, overrides or [], name=str(path or "config"))
@@ -103,7 +103,7 @@ def settings_of(
     if store is None or run is None or path is not None or not store.has_run(run):
         return read_config(path, overrides)
     from flows.sessions import stored_config
-    from schemas.config import override_config
+    from schemas.config_text import override_config
 
     return override_config(stored_config(store.run_record(run)), overrides or [])
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import polars as pl
 
 from flows.sessions import stored_config
-from schemas.tables import TABLES, TURN_KEY, ExecutionStatus, ShapedRewards, Shaping
+from schemas.categories import ExecutionStatus, Shaping
+from schemas.tables import TABLES, TURN_KEY, ShapedRewards
 from stages.advantages import estimate_advantages
 from storage import MissingTableError, Store, open_table
 
@@ -193,7 +194,7 @@ def credit_with(store: str | Path, run: str, **settings: object) -> pl.DataFrame
         ConfigError: If a setting cannot be used.
         StoreError: If the run has no shaped rewards or no advantages.
     """
-    from schemas.config import override_config
+    from schemas.config_text import override_config
 
     config = stored_config(Store.open(store).run_record(run))
     changed = override_config(

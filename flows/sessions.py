@@ -10,7 +10,8 @@ from flows.binding import Place
 from flows.catalogue import ORDER, STAGES, Scope
 from flows.interrupts import INTERRUPTS
 from flows.outside import PATHS, contents, embedding_model, readable_files, stored_contents
-from schemas.config import ComputeConfig, RunConfig, VllmConfig, changed_keys, override_config
+from schemas.config import ComputeConfig, RunConfig, VllmConfig
+from schemas.config_text import changed_keys, override_config
 from schemas.errors import (
     ConfigError,
     StoreError,

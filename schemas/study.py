@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from schemas.config import RunConfig, override_config, parse_config
+from schemas.config import RunConfig
+from schemas.config_text import override_config, parse_config
 from schemas.errors import ConfigError
 from schemas.section import Section
 

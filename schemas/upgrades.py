@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import polars as pl
 
+from schemas.categories import GradingMethod, ParseError
 from schemas.errors import StoreError
-from schemas.tables import TABLES, GradingMethod, ParseError
+from schemas.tables import TABLES
 
 Upgrade = Callable[[pl.LazyFrame], pl.LazyFrame]
 """Takes the rows of a file of version n, and returns them with all columns of version n + 1.

@@ -7,7 +7,7 @@ rest; a test holds the two together.
 
 import polars as pl
 
-from schemas.tables import GradingMethod, Verdict
+from schemas.categories import GradingMethod, Verdict
 from stages._grading_numbers import NOT_UNITS, ROUNDED_PLACES
 from stages._grading_rules import MAX_CHARS
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from schemas.categories import Verdict
 from schemas.errors import TurnledgerError
-from schemas.tables import Verdict
 from stages import _grading_worker
 
 START_TIME_S = 120.0

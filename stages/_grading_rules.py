@@ -6,7 +6,7 @@ They come in order, and the first that can decide does. What they leave open goe
 import re
 from dataclasses import dataclass
 
-from schemas.tables import GradingMethod
+from schemas.categories import GradingMethod
 from stages._grading_numbers import is_same_number, read_with_letter
 from stages._grading_texts import (
     Answer,

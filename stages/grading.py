@@ -12,8 +12,8 @@ An expression that evaluates to the gold answer (`2^3` for 8) is right, as math-
 
 import polars as pl
 
+from schemas.categories import GradingMethod, Verdict
 from schemas.errors import TurnledgerError
-from schemas.tables import GradingMethod, Verdict
 from stages._grading_columns import METHODS, VERDICTS, decide_columns
 from stages._grading_processes import compare
 from stages._grading_rules import Decision, as_compared, decide

@@ -20,6 +20,7 @@ It does not shape wrong trajectories, nor drop any row.
 import dataframely as dy
 import polars as pl
 
+from schemas.categories import Excluded, ExecutionStatus, ParseError, Verdict
 from schemas.config import TurnRewardsConfig
 from schemas.errors import TurnledgerError
 from schemas.reward_components import COMPONENTS
@@ -27,14 +28,10 @@ from schemas.tables import (
     GROUP_KEY,
     TRAJECTORY_KEY,
     TURN_KEY,
-    Excluded,
     Executions,
-    ExecutionStatus,
-    ParseError,
     Prompts,
     TurnRewards,
     Turns,
-    Verdict,
 )
 from stages.grading import grade
 

@@ -12,7 +12,7 @@ from flows.page.charts import Chart, Series, line_chart
 from flows.page.overview import accuracy_by_iteration, figures_by_iteration, run_charts
 from flows.page.reading import NotFoundError, Reader
 from flows.sessions import stored_config
-from schemas.config import changed_keys
+from schemas.config_text import changed_keys
 from schemas.errors import ConfigError, StoreError
 from stages.comparison import KEY
 from stages.estimators_compared import agreement, mean_credit

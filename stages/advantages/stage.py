@@ -15,15 +15,10 @@ import dataframely as dy
 import numpy as np
 import polars as pl
 
+from schemas.categories import Excluded
 from schemas.config import AdvantagesConfig
 from schemas.errors import TurnledgerError
-from schemas.tables import (
-    TRAJECTORY_KEY,
-    TURN_KEY,
-    Advantages,
-    Excluded,
-    ShapedRewards,
-)
+from schemas.tables import TRAJECTORY_KEY, TURN_KEY, Advantages, ShapedRewards
 from stages.advantages.agreement import NEEDS, agreement
 from stages.advantages.estimators import ESTIMATORS, Credit, equal_outcomes
 from stages.advantages.rows import SMALLEST_SCALE, Flags, Floats, Rows

@@ -15,8 +15,8 @@ from typing import Any
 
 import polars as pl
 
+from schemas.categories import Verdict
 from schemas.errors import ImitationError, TrajectoryFileError
-from schemas.tables import Verdict
 from stages.answers import final_answers
 from stages.foreign.calls import turns_of
 from stages.foreign.messages import parts_of, problem_of

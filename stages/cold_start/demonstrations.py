@@ -18,10 +18,10 @@ from random import Random
 import dataframely as dy
 import polars as pl
 
+from schemas.categories import ExecutionStatus
 from schemas.cold_start import ColdStartConfig
 from schemas.cold_start_tables import Demonstrations
 from schemas.config import ExecutionConfig
-from schemas.tables import ExecutionStatus
 from stages.cold_start.families import FAMILIES, EmbeddedProblem, Step, draw_problems
 from stages.execution.observation import observation_text
 

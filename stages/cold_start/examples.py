@@ -12,17 +12,10 @@ from dataclasses import dataclass
 import dataframely as dy
 import polars as pl
 
+from schemas.categories import FinishReason
 from schemas.cold_start_tables import ColdStartExamples
 from schemas.errors import ImitationError
-from schemas.tables import (
-    TRAJECTORY_KEY,
-    TURN_KEY,
-    Executions,
-    FinishReason,
-    Prompts,
-    TurnRewards,
-    Turns,
-)
+from schemas.tables import TRAJECTORY_KEY, TURN_KEY, Executions, Prompts, TurnRewards, Turns
 from stages.cold_start.conversations import Conversation, ConversationTurn
 from stages.dialogue import Dialogue
 

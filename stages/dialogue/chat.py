@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from schemas.categories import FinishReason, ParseError
 from schemas.errors import PolicyError
-from schemas.tables import FinishReason, ParseError
 from schemas.texts import as_text
 from stages.answers import last_boxed
 from stages.dialogue.parsed import ParsedTurn

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from schemas.tables import FinishReason, ParseError
+from schemas.categories import FinishReason, ParseError
 from stages.python_syntax import is_no_python
 
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import polars as pl
 from transformers import PreTrainedTokenizerBase
 
+from schemas.categories import FinishReason, ParseError
 from schemas.errors import PolicyError
-from schemas.tables import FinishReason, ParseError
 from stages.dialogue.encoding import TextEncoder, decoded
 from stages.python_syntax import is_no_python
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import polars as pl
 from transformers import PreTrainedTokenizerBase
 
+from schemas.categories import FinishReason
 from schemas.errors import PolicyError
-from schemas.tables import FinishReason
 from stages.dialogue.encoding import (
     TextEncoder,
     decoded,

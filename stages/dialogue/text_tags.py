@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from schemas.tables import FinishReason, ParseError
+from schemas.categories import FinishReason, ParseError
 from stages.answers import last_boxed
 from stages.dialogue.parsed import ParsedTurn
 from stages.dialogue.tags import Demonstrated

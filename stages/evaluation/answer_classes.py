@@ -8,7 +8,7 @@ would take as long.
 
 import polars as pl
 
-from schemas.tables import Verdict
+from schemas.categories import Verdict
 from stages.grading import grade
 
 RIGHT_CLASS = 0

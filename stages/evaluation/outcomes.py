@@ -3,16 +3,8 @@
 import dataframely as dy
 import polars as pl
 
-from schemas.tables import (
-    TRAJECTORY_KEY,
-    TURN_KEY,
-    Evaluations,
-    Executions,
-    ExecutionStatus,
-    Prompts,
-    Turns,
-    Verdict,
-)
+from schemas.categories import ExecutionStatus, Verdict
+from schemas.tables import TRAJECTORY_KEY, TURN_KEY, Evaluations, Executions, Prompts, Turns
 from stages.grading import grade
 
 

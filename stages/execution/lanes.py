@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
+from schemas.categories import ExecutionStatus
 from schemas.config import ExecutionConfig
 from schemas.errors import ExecutorError
-from schemas.tables import ExecutionStatus
 from stages.execution import _cells, _child, _outputs, _seccomp, _supervisor, _watch
 from stages.execution._outputs import Outputs
 from stages.execution.bubblewrap import (

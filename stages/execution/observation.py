@@ -2,7 +2,7 @@
 
 import re
 
-from schemas.tables import ExecutionStatus
+from schemas.categories import ExecutionStatus
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+(?=>)")
 _PHRASES = {

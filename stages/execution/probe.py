@@ -4,8 +4,8 @@ import os
 import socket
 import tempfile
 
+from schemas.categories import ExecutionStatus
 from schemas.errors import ExecutorError
-from schemas.tables import ExecutionStatus
 from stages.execution.bubblewrap import what_is_missing
 from stages.execution.lanes import Lane, Zygote
 

@@ -5,7 +5,8 @@ from typing import NamedTuple, Protocol
 
 import polars as pl
 
-from schemas.tables import TURN_KEY, ExecutionStatus
+from schemas.categories import ExecutionStatus
+from schemas.tables import TURN_KEY
 
 SNIPPET_SCHEMA = pl.Schema(
     {

@@ -19,9 +19,9 @@ import httpx
 import polars as pl
 from pydantic import BaseModel, Field, ValidationError
 
+from schemas.categories import ExecutionStatus
 from schemas.config import ExecutionConfig
 from schemas.errors import ExecutorError
-from schemas.tables import ExecutionStatus
 from stages.execution import _cells
 from stages.execution.protocol import Outcome, cells_of, outcome_frame, refusal_of
 from stages.execution.runtime import sources_of

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import dataframely as dy
 import polars as pl
 
+from schemas.categories import FinishReason
 from schemas.config import ExecutionConfig
-from schemas.tables import TURN_KEY, Executions, FinishReason, Turns
+from schemas.tables import TURN_KEY, Executions, Turns
 from stages.execution.observation import observation_text
 from stages.execution.protocol import Executor
 from stages.execution.sandbox import SandboxExecutor

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from schemas.tables import ParseError
+from schemas.categories import ParseError
 from stages.foreign.record import ForeignTurn, RejectedRow, text_of
 from stages.foreign.splitting import CALL, FENCE, Part
 

@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 import dataframely as dy
 import polars as pl
 
+from schemas.categories import ExecutionStatus, FinishReason, ParseError
 from schemas.tables import (
     TRAJECTORY_KEY,
     TURN_KEY,
     Executions,
-    ExecutionStatus,
-    FinishReason,
     ForeignLabels,
-    ParseError,
     Prompts,
     RejectedTrajectories,
     Turns,

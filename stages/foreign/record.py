@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from schemas.tables import ParseError
+from schemas.categories import ParseError
 from schemas.texts import as_text
 
 Fields = Mapping[str, Any]

@@ -5,16 +5,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from schemas.categories import ExecutionStatus, FinishReason
 from schemas.config import RolloutConfig
-from schemas.tables import (
-    TRAJECTORY_KEY,
-    TURN_KEY,
-    Executions,
-    ExecutionStatus,
-    FinishReason,
-    Prompts,
-    Turns,
-)
+from schemas.tables import TRAJECTORY_KEY, TURN_KEY, Executions, Prompts, Turns
 from stages.dialogue import Dialogue
 from stages.randomness import turn_seeds
 from stages.rollout.engine import Engine, Requests

@@ -26,17 +26,10 @@ import dataframely as dy
 import numpy as np
 import polars as pl
 
+from schemas.categories import Shaping
 from schemas.config import SimilarityConfig
 from schemas.errors import TurnledgerError
-from schemas.tables import (
-    GROUP_KEY,
-    TRAJECTORY_KEY,
-    TURN_KEY,
-    ShapedRewards,
-    Shaping,
-    TurnRewards,
-    Turns,
-)
+from schemas.tables import GROUP_KEY, TRAJECTORY_KEY, TURN_KEY, ShapedRewards, TurnRewards, Turns
 from stages.similarity.embedding import Embed
 from stages.similarity.measures import make_measure
 from stages.similarity.tokens import holds_token

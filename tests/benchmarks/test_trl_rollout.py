@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from benchmarks.trl_rollout import Meter, ToolLoop, joined
-from schemas.config import RunConfig, parse_config
+from schemas.config import RunConfig
+from schemas.config_text import parse_config
 from schemas.tables import TURN_KEY, Prompts
 from stages.execution import make_executor
 from stages.optimisation import make_batch

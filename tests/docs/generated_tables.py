@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import polars as pl
 
-import schemas.tables
+import schemas.categories
 from schemas.tables import TABLES
 
 
@@ -34,7 +34,7 @@ def columns(table: str) -> str:
 
 def values(enum: str) -> str:
     """Returns the members of an enumeration with their meanings as Markdown."""
-    members: type[StrEnum] = getattr(schemas.tables, enum)
+    members: type[StrEnum] = getattr(schemas.categories, enum)
     docs = _member_docs(enum)
     lines = ["| value | meaning |", "|---|---|"]
     lines += [f"| `{member.value}` | {docs.get(member.name, '')} |" for member in members]
@@ -53,7 +53,7 @@ def _type(dtype: pl.DataType) -> str:
 
 def _member_docs(enum: str) -> dict[str, str]:
     """Returns member name to the string that stands under it in the source."""
-    tree = ast.parse(inspect.getsource(schemas.tables))
+    tree = ast.parse(inspect.getsource(schemas.categories))
     body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == enum).body
     docs = {}
     for member, below in pairwise(body):

@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 from docs_pages import DOCS, rows_of
 
+from schemas.categories import FinishReason
 from schemas.config import DialogueFormat
-from schemas.tables import FinishReason
 from stages.dialogue import Dialogue, make_dialogue
 from tests.stages.dialogue.chat_tokenizers import smol_like
 from tests.stages.tag_tokenizers import tiny_tokenizer

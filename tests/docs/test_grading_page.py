@@ -3,7 +3,7 @@ from typing import Any
 import polars as pl
 from docs_pages import DOCS, blocks_of, rows_of
 
-from schemas.tables import GradingMethod
+from schemas.categories import GradingMethod
 from stages.answers import FoundBy
 from stages.grading import grade
 

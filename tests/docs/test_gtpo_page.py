@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 from docs_pages import DOCS, blocks_of, rows_of
 
-from schemas.config import AdvantagesConfig, RunConfig, parse_config
+from schemas.config import AdvantagesConfig, RunConfig
+from schemas.config_text import parse_config
 from schemas.reward_components import COMPONENTS
 
 PAGE = DOCS / "gtpo.md"

@@ -8,7 +8,8 @@ import pytest
 from docs_pages import DOCS, PAGES, PAGES_AND_README, ROOT, Block, blocks_of
 from docs_workplace import TRAIN, Workplace, commands_of
 
-from schemas.config import RunConfig, parse_config
+from schemas.config import RunConfig
+from schemas.config_text import parse_config
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 COMMANDS = [block for block in BLOCKS if block.is_command]

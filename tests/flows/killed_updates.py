@@ -15,7 +15,7 @@ import sys
 from flows.events import StageEvent, listening
 from flows.sessions import session
 from flows.train import train
-from schemas.config import parse_config
+from schemas.config_text import parse_config
 from storage import Store
 
 root, iteration, step, *overrides = sys.argv[1:]

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from flows.cluster_addresses import require_task_runner
-from schemas.config import ComputeConfig, parse_config
+from schemas.config import ComputeConfig
+from schemas.config_text import parse_config
 from schemas.errors import ClusterError, ConfigError
 
 SERVER = "http://127.0.0.1:4200/api"

@@ -15,7 +15,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.cli_serve import serve
 from flows.deployed import nightly, train
 from flows.nightly import tonight
-from schemas.config import RunConfig, parse_config
+from schemas.config import RunConfig
+from schemas.config_text import parse_config
 from schemas.errors import ConfigError
 from storage import RunRecord, Store
 

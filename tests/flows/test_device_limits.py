@@ -16,7 +16,7 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from flows.binding import Place
 from flows.device_limits import LEASE_S, held, limits_of
 from flows.events import StageEvent, listening
-from schemas.config import parse_config
+from schemas.config_text import parse_config
 from tests.process_trees import wait_until
 
 HOST = socket.gethostname()

@@ -12,7 +12,8 @@ from flows.imitated import cold_start_settings
 from flows.plan import plan_training
 from flows.sampling_tasks import cold_start_task
 from flows.sessions import check_inputs
-from schemas.config import RunConfig, parse_config
+from schemas.config import RunConfig
+from schemas.config_text import parse_config
 from schemas.errors import TurnledgerError
 from storage import Store, open_table
 from storage.garbage import drop_run, restore_run

@@ -9,7 +9,7 @@ from small_runs import SMALL, Cli, sets
 from flows.binding import Place
 from flows.catalogue import Scope
 from flows.rerun import reads_problems
-from schemas.config import parse_config
+from schemas.config_text import parse_config
 from storage import Store
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"

@@ -12,7 +12,7 @@ from flows.events import StageEvent
 from flows.pace import Kind, Pace, Span, busy_s, expected_work
 from flows.sessions import stored_config
 from flows.watching import event_of
-from schemas.config import parse_config
+from schemas.config_text import parse_config
 from storage import Slot, Store
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -15,7 +15,7 @@ from flows.plan import plan_rerun, plan_training
 from flows.plan_report import plan_lines
 from flows.sessions import branch_config, session
 from flows.train import train
-from schemas.config import override_config, parse_config
+from schemas.config_text import override_config, parse_config
 from schemas.errors import StoreError
 from storage import Slot, Store
 from storage.digests import folder_digest

@@ -7,7 +7,8 @@ import pytest
 from small_runs import Cli, sets
 
 from flows.catalogue import ORDER
-from schemas.config import RunConfig, changed_keys, override_config, parse_config
+from schemas.config import RunConfig
+from schemas.config_text import changed_keys, override_config, parse_config
 from storage import Store, open_table
 
 ROOT = Path(__file__).parents[2]

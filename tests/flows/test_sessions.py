@@ -8,7 +8,8 @@ from prefect.exceptions import TerminationSignal
 from transformers import MistralConfig
 
 from flows.sessions import check_inputs, session
-from schemas.config import RunConfig, parse_config
+from schemas.config import RunConfig
+from schemas.config_text import parse_config
 from schemas.errors import PolicyError
 from storage import Store
 

@@ -11,7 +11,7 @@ from flows.plan import plan_training
 from flows.policies import policy_slot, stored_policy
 from flows.train import sampler_of
 from flows.work_times import work_times
-from schemas.config import parse_config
+from schemas.config_text import parse_config
 from storage import Store, open_table
 
 STALE = ("iterations=3", "evaluation.every=3", "rollout.stale=true")

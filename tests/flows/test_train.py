@@ -16,7 +16,7 @@ from flows.binding import open_store
 from flows.events import StageEvent, listening
 from flows.sessions import session
 from flows.train import train
-from schemas.config import parse_config
+from schemas.config_text import parse_config
 from schemas.tables import TABLES, TURN_KEY
 from storage import Slot, Store, open_table
 

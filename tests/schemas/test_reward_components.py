@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.config import parse_config
+from schemas.config_text import parse_config
 from schemas.errors import ConfigError
 from schemas.reward_components import COMPONENTS, RewardComponents
 from schemas.tables import TurnRewards
@@ -27,7 +27,7 @@ NEW_CLASS = '''class ShortCode(RewardComponent):
 
 '''
 ASKS = """
-from schemas.config import parse_config
+from schemas.config_text import parse_config
 from schemas.tables import TurnRewards
 from stages.turn_rewards import score_turns
 from tests.docs.generated_tables import columns

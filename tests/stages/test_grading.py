@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.categories import GradingMethod, Verdict
 from schemas.errors import TurnledgerError
-from schemas.tables import GradingMethod, Verdict
 from stages import _grading_processes, _grading_worker
 from stages.grading import decide, disagreements, grade
 from tests.stages.reward_frames import LAW

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.categories import ExecutionStatus
 from schemas.config import TurnRewardsConfig
 from schemas.errors import TurnledgerError
 from schemas.reward_components import COMPONENTS
-from schemas.tables import TURN_KEY, Executions, ExecutionStatus, Turns
+from schemas.tables import TURN_KEY, Executions, Turns
 from stages.turn_rewards import score_turns
 from tests.stages.reward_frames import LAW, Turn, executions_frame, prompts_frame, turns_frame
 

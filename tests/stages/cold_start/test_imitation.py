@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from schemas.cold_start import ColdStartConfig
 from schemas.cold_start_tables import ColdStartExamples, ColdStartUpdates
-from schemas.config import parse_config
+from schemas.config_text import parse_config
 from schemas.errors import ImitationError, PolicyError, TurnledgerError
 from schemas.optimisation import OptimisationConfig
 from stages.cold_start.examples import examples_of_file

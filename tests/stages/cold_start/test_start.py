@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from schemas.config import parse_config
+from schemas.config_text import parse_config
 from schemas.errors import PolicyError
 from stages.cold_start.start import start_policy
 from stages.dialogue.tags import TAGS

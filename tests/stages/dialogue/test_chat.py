@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from schemas.categories import FinishReason
 from schemas.errors import PolicyError
-from schemas.tables import FinishReason
 from stages.dialogue.chat import INSTRUCTIONS, TAGS, TOOL, chat_dialogue, read_turn, write_turn
 from stages.dialogue.tags import Demonstrated
 from stages.dialogue.text_dialogue import TextDialogue

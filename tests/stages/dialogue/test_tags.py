@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from schemas.categories import FinishReason, ParseError
 from schemas.errors import PolicyError
-from schemas.tables import FinishReason, ParseError, Turns
+from schemas.tables import Turns
 from stages.dialogue.tags import TAGS, TagDialogue, parse_turns
 from tests.stages.reward_frames import LAW
 from tests.stages.tag_tokenizers import START, foreign_tokenizer, tiny_tokenizer

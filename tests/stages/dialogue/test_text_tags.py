@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.tables import FinishReason
+from schemas.categories import FinishReason
 from stages.dialogue.tags import Demonstrated
 from stages.dialogue.text_tags import INSTRUCTIONS, TAGS, read_turn, text_dialogue, write_turn
 from tests.stages.dialogue.chat_tokenizers import START, chat_tokenizer, smol_like

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.tables import Executions, ExecutionStatus, Turns
+from schemas.categories import ExecutionStatus
+from schemas.tables import Executions, Turns
 from stages.execution import execute_turns, observation_text
 from stages.execution.protocol import Outcome, outcome_frame
 from tests.stages.execution.frames import config_with

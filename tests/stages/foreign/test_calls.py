@@ -1,6 +1,6 @@
 import pytest
 
-from schemas.tables import ParseError
+from schemas.categories import ParseError
 from stages.foreign.calls import tool_code, turns_of
 from stages.foreign.messages import _said
 from stages.foreign.record import ForeignTurn, RejectedRow

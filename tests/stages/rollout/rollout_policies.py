@@ -23,7 +23,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from schemas.config import parse_config
+from schemas.config_text import parse_config
 from schemas.tables import Executions, Prompts, Turns
 from stages.cold_start.start import start_policy
 from stages.dialogue.tags import TagDialogue

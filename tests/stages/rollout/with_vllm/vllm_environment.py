@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from schemas.config import VllmConfig, parse_config
+from schemas.config import VllmConfig
+from schemas.config_text import parse_config
 from stages.cold_start.start import start_policy
 from stages.rollout.weight_check import forward_logprobs
 from storage.checkpoints import load_policy, save_policy
