@@ -1,8 +1,8 @@
 """Which policies of a training are kept: a policy with its optimiser is large, a table is not."""
 
 from flows.binding import Place
+from flows.evaluations import evaluation_facts
 from flows.policies import policy_slot
-from flows.report import accuracy_by_iteration
 
 
 class PolicyKeeper:
@@ -13,6 +13,10 @@ class PolicyKeeper:
         self._unseen = 1
         """First iteration that may still have to be freed, for the best of a time does not stay."""
         self._best: int | None = None
+        self._accuracy: dict[int, float] = {}
+        """By iteration; evaluations are read once, not all of them after every iteration."""
+        self._unread = 0
+        """First iteration whose evaluation has not been looked for."""
 
     def free(self, done: Place) -> None:
         """Frees what is not kept any more once an iteration is done and evaluated.
@@ -24,26 +28,34 @@ class PolicyKeeper:
             return
         store = done.open()
         end = done.iteration - self._keep + 1
-        best = best_iteration(done)
+        best = self.best(done)
         old = set(range(self._unseen, end)) | {self._best or 0}
         for iteration in sorted(old - {0, best} - set(range(end, done.iteration + 1))):
             store.release_policy(policy_slot(done.run, iteration))
         self._unseen, self._best = max(end, 1), best
 
+    def best(self, done: Place) -> int:
+        """Returns the iteration with the best evaluation so far, of equal ones the last.
 
-def best_iteration(place: Place) -> int:
-    """Returns the iteration with the best evaluation of a run, of equal ones the last.
+        Args:
+            done: The last iteration that is done.
 
-    Args:
-        place: The last iteration that is done.
+        Returns:
+            0 if none is evaluated: a branch may go on for long before its first evaluation.
+        """
+        for iteration in range(self._unread, done.iteration + 1):
+            accuracy = _accuracy(done.at(iteration))
+            if accuracy is not None:
+                self._accuracy[iteration] = accuracy
+        self._unread = done.iteration + 1
+        return max(self._accuracy, key=lambda i: (self._accuracy[i], i), default=0)
 
-    Returns:
-        0 if none is evaluated: a branch may go on for long before its first evaluation.
-    """
-    store = place.open()
-    slots = (place.at(i).of_evaluation().slot("evaluation") for i in range(place.iteration + 1))
-    if all(store.manifest(slot) is None for slot in slots):
-        return 0
-    accuracy = accuracy_by_iteration(place.store, place.run).drop_nulls("avg_at_k")
-    best = accuracy.sort("avg_at_k", "iteration").tail(1)
-    return int(best["iteration"][0]) if len(best) else 0
+
+def _accuracy(place: Place) -> float | None:
+    """Returns avg@k of an iteration's policy, on the best of its benchmarks; null without any."""
+    store, slot = place.open(), place.of_evaluation().slot("evaluation")
+    manifest = store.manifest(slot)
+    if manifest is None:
+        return None
+    facts = evaluation_facts(store, place.iteration, manifest.output(slot.uri))
+    return max((found.avg_at_k for found in facts if found.avg_at_k is not None), default=None)

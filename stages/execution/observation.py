@@ -23,7 +23,7 @@ def observation_text(status: str, stdout: str, stderr: str, *, max_chars: int) -
     they differ from process to process, and the same code is to show the same text.
 
     Args:
-        status: A value of `schemas.tables.ExecutionStatus`.
+        status: A value of `schemas.categories.ExecutionStatus`.
         stdout: Standard output of the snippet.
         stderr: Standard error of the snippet.
         max_chars: Longest result. The middle of a longer one gives way to `[N cut]`, N being

@@ -3,15 +3,17 @@
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 from small_runs import Cli, contents, kept
 
 from flows.binding import Place
-from flows.kept_policies import PolicyKeeper, best_iteration
+from flows.kept_policies import PolicyKeeper
 from flows.plan import plan_training
 from flows.policies import policy_slot
 from flows.report import accuracy_by_iteration
 from flows.sessions import stored_config
+from schemas.refs import TableRef
 from storage import Store
 
 
@@ -19,7 +21,7 @@ def test_going_on_gives_what_a_run_that_kept_all_has(cli: Cli, tmp_path: Path) -
     store = tmp_path / "store"
     few = ("compute.keep_policies=2", "evaluation.every=1")
     cli.train(store, "iterations=4", *few, run="few")
-    best = best_iteration(Place(store=str(store), run="few", iteration=4))
+    best = PolicyKeeper(None).best(Place(store=str(store), run="few", iteration=4))
     assert kept(store, "few") == sorted({0, best, 3, 4})
     cli.train(store, "iterations=5", *few, run="few")
     assert {0, 4, 5} <= set(kept(store, "few"))
@@ -59,7 +61,23 @@ def test_a_branch_goes_on_without_the_policy_that_it_began_with(
 def test_the_best_of_equal_evaluations_is_the_last(trained: Path) -> None:
     accuracy = accuracy_by_iteration(trained, "small")
     best = accuracy.filter(accuracy["avg_at_k"] == accuracy["avg_at_k"].max())["iteration"].max()
-    assert best_iteration(Place(store=str(trained), run="small", iteration=2)) == best
+    assert PolicyKeeper(None).best(Place(store=str(trained), run="small", iteration=2)) == best
+
+
+def test_each_evaluation_is_read_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[TableRef] = []
+    reads = Store.read
+
+    def noted(store: Store, ref: TableRef) -> pl.DataFrame:
+        read.append(ref)
+        return reads(store, ref)
+
+    monkeypatch.setattr(Store, "read", noted)
+    keeper, end = PolicyKeeper(None), Place(store=str(trained), run="small", iteration=2)
+    asked = [keeper.best(end.at(iteration)) for iteration in (0, 1, 2)]
+    evaluated = accuracy_by_iteration(trained, "small")["iteration"].n_unique()
+    assert len(read) == evaluated > 1
+    assert asked == [PolicyKeeper(None).best(end.at(iteration)) for iteration in (0, 1, 2)]
 
 
 def test_without_an_evaluation_none_is_the_best(trained: Path, tmp_path: Path) -> None:
@@ -68,7 +86,7 @@ def test_without_an_evaluation_none_is_the_best(trained: Path, tmp_path: Path) -
     for folder in (store / "run=small").glob("iteration=*/split=evaluation"):
         shutil.rmtree(folder)
     done = Place(store=str(store), run="small", iteration=2)
-    assert best_iteration(done) == 0
+    assert PolicyKeeper(None).best(done) == 0
     PolicyKeeper(2).free(done)
     assert kept(store, "small") == [0, 1, 2]
 
