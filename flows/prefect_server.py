@@ -89,7 +89,8 @@ def _start_prefect() -> None:
     try:
         with get_client(sync_client=True) as client:
             client.hello()
-        _guard_server()
+        if not has_prefect_server():
+            _guard_server()
     except (httpx.HTTPError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TurnledgerError(
@@ -101,7 +102,10 @@ def _start_prefect() -> None:
 
 
 def _guard_server() -> None:
-    """Lets the temporary server end also where this process is killed and cannot stop it."""
+    """Lets the temporary server end also where this process is killed and cannot stop it.
+
+    The import takes a second, and brings all that a server needs.
+    """
     from prefect.server.api.server import SubprocessASGIServer
 
     process = SubprocessASGIServer().server_process

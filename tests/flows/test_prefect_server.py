@@ -65,6 +65,14 @@ print(*(services[name]["enabled"] for name in names), heartbeat_s)
 """
 
 
+IMPORTED = """
+import sys
+from flows.prefect_server import has_prefect_server, prefect_started
+with prefect_started():
+    print(has_prefect_server(), "prefect.server.api.server" in sys.modules)
+"""
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
@@ -91,6 +99,13 @@ def test_nothing_is_recorded_of_task_runs_and_no_heartbeat_sent_unless_asked(
         check=True,
     )
     assert said.stdout.split() == told.split()
+
+
+def test_a_server_that_runs_is_used_without_its_code() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", IMPORTED], stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert said.stdout.split() == ["True", "False"]
 
 
 def test_a_guard_ends_when_the_server_is_ended_by_its_owner() -> None:
