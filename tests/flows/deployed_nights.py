@@ -230,6 +230,19 @@ class Nights:
 
         return wait_for("the end of a flow run", final, self.log)
 
+    def tells_of_a_kill(self, run: str) -> bool:
+        """Kills the process of a flow run that trains on; whether that is notified of soon."""
+        done = self.done(run)
+        killed = self.train(run, 500)
+        wait_for("an iteration", lambda: self.done(run) > done, self.log)
+        told = len(self.notified)
+        os.kill(self.flow_process(), signal.SIGKILL)
+        assert self.end(killed).is_crashed()
+        deadline = time.monotonic() + 120
+        while len(self.notified) == told and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return len(self.notified) > told
+
 
 def more_problems(count: int) -> bytes:
     rows = [{"id": f"n{i}", "problem": f"Take {i}. Add 3.", "answer": i + 3} for i in range(count)]

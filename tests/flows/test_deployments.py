@@ -156,12 +156,8 @@ def test_a_cancelled_flow_run_leaves_an_interrupted_run_that_continues(nights: N
 
 
 def test_a_killed_flow_run_is_notified_and_the_next_one_continues(nights: Nights) -> None:
-    killed = nights.train("killed", 500)
-    wait_for("an iteration", lambda: nights.done("killed") >= 1, nights.log)
-    told = len(nights.notified)
-    os.kill(nights.flow_process(), signal.SIGKILL)
-    assert nights.end(killed).is_crashed()
-    wait_for("a notification", lambda: len(nights.notified) > told, nights.log)
+    # Prefect's server, by a race of its own, holds an event back for 15 minutes now and then.
+    assert nights.tells_of_a_kill("killed") or nights.tells_of_a_kill("killed")
     assert re.match("train: Process exited .* SIGKILL", nights.notified[-1]["text"])
     assert nights.status("killed") == "interrupted"
     state = nights.end(nights.train("killed", nights.done("killed") + 1))
