@@ -123,6 +123,9 @@ class ExecutionConfig(Section):
     """Address of a SandboxFusion server, such as http://sandbox:8080."""
     observation_chars: int = Field(256, ge=16)
     """Longest observation shown to the policy; the middle of a longer one is cut out."""
+    fault_rate: float = Field(0.0, ge=0, lt=1)
+    """Share of calls, drawn by the turn's seed, that are answered by a tool's failure in place of
+    being run: for policies that are to bear unreliable tools, and for the study of them."""
 
     @model_validator(mode="after")
     def _files_need_the_sandbox(self) -> "ExecutionConfig":

@@ -165,3 +165,51 @@ def test_code_of_earlier_turns_of_the_trajectory_goes_before():
         later, earlier=first, executor=executor, config=config_with(), encode_observation=encode
     )
     assert executor.seen[0].select("code", "earlier").rows() == [("A", ["a"]), ("B", [])]
+
+
+def run_many(calls: int, fault_rate: float) -> tuple[pl.DataFrame, EchoExecutor]:
+    executor = EchoExecutor()
+    rows = turn_frame([("code", f"{number}", None) for number in range(calls)])
+    turns = Turns.cast(rows.with_columns(seed=pl.int_range(calls, dtype=pl.Int64) * 7919))
+    table = execute_turns(
+        turns,
+        executor=executor,
+        config=config_with(fault_rate=fault_rate),
+        encode_observation=encode,
+    )
+    return table, executor
+
+
+@pytest.mark.parametrize("fault_rate", [0.0, 0.05, 0.2, 0.5, 0.9])
+def test_the_share_of_calls_that_the_tool_fails_is_as_asked_for(fault_rate):
+    table, executor = run_many(1000, fault_rate)
+    faults = (table["observation"] == "ConnectionError: the tool did not answer").sum()
+    assert (
+        abs(faults / 1000 - fault_rate) < 4 * (fault_rate * (1 - fault_rate) / 1000) ** 0.5 + 1e-9
+    )
+    assert (table["status"] == "error").sum() == faults
+    assert executor.seen[0].height == 1000 - faults
+
+
+def test_what_the_tool_does_not_fail_is_answered_as_it_would_be_without():
+    with_faults, _ = run_many(200, 0.3)
+    without, _ = run_many(200, 0.0)
+    assert with_faults["sample_index"].equals(without["sample_index"])
+    answered = with_faults.filter(pl.col("status") == "ok")
+    assert 0 < answered.height < 200
+    assert answered.equals(without.join(answered, on="sample_index", how="semi"))
+    assert run_many(200, 0.3)[0].equals(with_faults)
+
+
+def test_a_call_that_the_tool_failed_left_no_state():
+    calls = [("code", f"{number}", None) for number in range(100)]
+    first = turn_frame(calls)
+    first = Turns.cast(first.with_columns(seed=pl.int_range(100, dtype=pl.Int64)))
+    later = Turns.cast(first.with_columns(turn_index=pl.lit(1, pl.Int32)))
+    config = config_with(fault_rate=0.5)
+    executor = EchoExecutor()
+    before = execute_turns(first, executor=executor, config=config, encode_observation=encode)
+    execute_turns(later, earlier=first, executor=executor, config=config, encode_observation=encode)
+    ran = set(before.filter(pl.col("status") == "ok")["sample_index"])
+    for sample, earlier in executor.seen[1].select("sample_index", "earlier").iter_rows():
+        assert bool(earlier) == (sample in ran)
