@@ -3,7 +3,7 @@
 Columns of token ids, log-probabilities, texts and code grow with the tokens; all others, and the
 heads of the files, with turns and files. Reads metadata of Parquet files only.
 
-    python -m benchmarks.table_bytes --store turnledger-store --run train-ad4bb15b
+    python -m benchmarks.table_bytes --store turnledger-store --run train-df8d3d8d
 """
 
 import argparse
