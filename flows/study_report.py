@@ -189,14 +189,12 @@ def gradient_noise(store: Store, trainings: Sequence[Training]) -> pl.DataFrame:
 def typical_noise(noise: pl.DataFrame) -> pl.DataFrame:
     """Returns the gradient noise by task, arm and update.
 
-    The noise scale is the ratio of means over the seeds: single signals may be below 0.
+    The noise scale is the ratio of means over the seeds: single signals may be below 0. Updates of
+    fewer than two groups have no row, so a seed may be without its first or its last.
     """
-    last = pl.col("iteration").max().over("task", "arm", "seed")
     return (
         noise.with_columns(
-            update=pl.when(pl.col("iteration") < last)
-            .then(pl.lit("first"))
-            .otherwise(pl.lit("last"))
+            update=pl.when(pl.col("iteration") == 1).then(pl.lit("first")).otherwise(pl.lit("last"))
         )
         .group_by("task", "update", "arm", maintain_order=True)
         .agg(

@@ -15,9 +15,7 @@ from stages.execution.sandbox_fusion import FusionExecutor
 from stages.execution.unsafe_local import UnsafeLocalExecutor
 from stages.randomness import derive_seed, uniforms
 
-TOOL_FAULT = Outcome(
-    ExecutionStatus.ERROR, stderr="ConnectionError: the tool did not answer", exit_code=1
-)
+TOOL_FAULT = Outcome(ExecutionStatus.ERROR, stderr="ConnectionError: the tool did not answer")
 """What a call comes to that `execution.fault_rate` lets fail."""
 _FAULT_STREAM = derive_seed("tool fault")
 

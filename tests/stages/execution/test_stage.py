@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import dataframely as dy
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from schemas.categories import ExecutionStatus
 from schemas.tables import Executions, Turns
 from stages.execution import execute_turns, observation_text
 from stages.execution.protocol import Outcome, outcome_frame
+from stages.randomness import uniforms
 from tests.stages.execution.frames import config_with
 
 statuses = st.sampled_from([status.value for status in ExecutionStatus])
@@ -213,3 +215,30 @@ def test_a_call_that_the_tool_failed_left_no_state():
     ran = set(before.filter(pl.col("status") == "ok")["sample_index"])
     for sample, earlier in executor.seen[1].select("sample_index", "earlier").iter_rows():
         assert bool(earlier) == (sample in ran)
+
+
+def faults_of(seeds: np.ndarray) -> pl.DataFrame:
+    rows = turn_frame([("code", f"{number}", None) for number in range(len(seeds))])
+    turns = Turns.cast(rows.with_columns(seed=pl.Series(seeds, dtype=pl.Int64)))
+    table = execute_turns(
+        turns,
+        executor=EchoExecutor(),
+        config=config_with(fault_rate=0.3),
+        encode_observation=encode,
+    )
+    return table.select("sample_index", fault=pl.col("status") == "error")
+
+
+def test_whether_the_tool_fails_a_call_does_not_depend_on_the_calls_beside_it():
+    seeds = np.random.default_rng(5).permutation(200) * 7919
+    together = faults_of(seeds)["fault"]
+    order = np.random.default_rng(6).permutation(200)
+    assert faults_of(seeds[order])["fault"].equals(together[order])
+    apart = [faults_of(half)["fault"] for half in np.split(seeds, 2)]
+    assert pl.concat(apart).equals(together)
+
+
+def test_a_fault_says_nothing_of_the_first_token_of_the_turn():
+    seeds = np.random.default_rng(7).integers(0, 2**62, 10_000)
+    draws = uniforms(seeds, 1)[:, 0]
+    assert abs(np.corrcoef(faults_of(seeds)["fault"].to_numpy(), draws)[0, 1]) < 0.05
