@@ -170,9 +170,13 @@ def test_code_of_earlier_turns_of_the_trajectory_goes_before():
 
 
 def run_many(calls: int, fault_rate: float) -> tuple[pl.DataFrame, EchoExecutor]:
+    return run_seeds(np.arange(calls) * 7919, fault_rate)
+
+
+def run_seeds(seeds: np.ndarray, fault_rate: float) -> tuple[pl.DataFrame, EchoExecutor]:
     executor = EchoExecutor()
-    rows = turn_frame([("code", f"{number}", None) for number in range(calls)])
-    turns = Turns.cast(rows.with_columns(seed=pl.int_range(calls, dtype=pl.Int64) * 7919))
+    rows = turn_frame([("code", f"{number}", None) for number in range(len(seeds))])
+    turns = Turns.cast(rows.with_columns(seed=pl.Series(seeds, dtype=pl.Int64)))
     table = execute_turns(
         turns,
         executor=executor,
@@ -217,28 +221,21 @@ def test_a_call_that_the_tool_failed_left_no_state():
         assert bool(earlier) == (sample in ran)
 
 
-def faults_of(seeds: np.ndarray) -> pl.DataFrame:
-    rows = turn_frame([("code", f"{number}", None) for number in range(len(seeds))])
-    turns = Turns.cast(rows.with_columns(seed=pl.Series(seeds, dtype=pl.Int64)))
-    table = execute_turns(
-        turns,
-        executor=EchoExecutor(),
-        config=config_with(fault_rate=0.3),
-        encode_observation=encode,
-    )
-    return table.select("sample_index", fault=pl.col("status") == "error")
+def faults_of(seeds: np.ndarray) -> pl.Series:
+    table, _ = run_seeds(seeds, 0.3)
+    return table["status"] == "error"
 
 
 def test_whether_the_tool_fails_a_call_does_not_depend_on_the_calls_beside_it():
     seeds = np.random.default_rng(5).permutation(200) * 7919
-    together = faults_of(seeds)["fault"]
+    together = faults_of(seeds)
     order = np.random.default_rng(6).permutation(200)
-    assert faults_of(seeds[order])["fault"].equals(together[order])
-    apart = [faults_of(half)["fault"] for half in np.split(seeds, 2)]
+    assert faults_of(seeds[order]).equals(together[order])
+    apart = [faults_of(half) for half in np.split(seeds, 2)]
     assert pl.concat(apart).equals(together)
 
 
 def test_a_fault_says_nothing_of_the_first_token_of_the_turn():
     seeds = np.random.default_rng(7).integers(0, 2**62, 10_000)
     draws = uniforms(seeds, 1)[:, 0]
-    assert abs(np.corrcoef(faults_of(seeds)["fault"].to_numpy(), draws)[0, 1]) < 0.05
+    assert abs(np.corrcoef(faults_of(seeds).to_numpy(), draws)[0, 1]) < 0.05
